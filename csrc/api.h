@@ -1,0 +1,115 @@
+/* The only contract between C and Python: plain declarations, read by the compiler and by cffi.
+ *
+ * Every function returns a result that is not negative, or -errno. `ret` is the last parameter
+ * where the result is a structure. Kernel constants and structures are in uapi.cdef.
+ */
+
+/* ── mem.c: guest memory, one memfd mapped once ─────────────────────────────────────────────── */
+
+struct pk_mem {
+    int fd;             /* the memfd, MFD_CLOEXEC */
+    uint8_t *hva;       /* host virtual address of the first byte; low memory, then high memory */
+    uint64_t size;      /* bytes */
+    uint64_t low_size;  /* bytes below the hole: gpa [0, low_size) */
+    uint64_t high_base; /* gpa of the first byte above the hole: offset low_size in the memfd */
+};
+
+/* Make `size` bytes of guest memory, of which at most `hole` sit below `hole_end`. */
+int pk_mem_create(uint64_t size, uint64_t hole, uint64_t hole_end, struct pk_mem *ret);
+void pk_mem_destroy(struct pk_mem *mem);
+
+/* The one checked accessor: the host address of gpa [gpa, gpa + len), or NULL when any byte of it
+ * is not guest memory. A range never straddles the hole. */
+void *pk_mem_ptr(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
+
+/* ── vm.c: ioctls ───────────────────────────────────────────────────────────────────────────── */
+
+int pk_open_kvm(const char *path);
+int pk_ioctl(int fd, unsigned long request, void *arg);
+int pk_ioctl_val(int fd, unsigned long request, unsigned long arg);
+int pk_vm_map(int vm_fd, const struct pk_mem *mem, uint32_t flags);
+/* Raise (1) or lower (0) an interrupt line of the in-kernel irqchip. */
+int pk_vm_irq_line(int vm_fd, uint32_t gsi, int level);
+
+/* ── bus.c: the devices that C answers itself ───────────────────────────────────────────────── */
+
+enum pk_space { PK_PIO = 0, PK_MMIO = 1 };
+
+struct pk_bus;
+struct pk_bus *pk_bus_create(void);
+void pk_bus_destroy(struct pk_bus *bus);
+/* One access; `*value` is read or written. Returns 1 when a device took it, 0 when none is there
+ * or the device leaves this access to Python. */
+int pk_bus_access(struct pk_bus *bus, int space, uint64_t addr, uint32_t size, int is_write,
+                  uint64_t *value);
+uint64_t pk_bus_count(const struct pk_bus *bus); /* accesses served in C so far */
+
+/* ── serial.c: 16550A registers ─────────────────────────────────────────────────────────────── */
+
+struct pk_serial;
+/* A UART at PIO `base` on `bus`, interrupting `gsi` of `vm_fd` (vm_fd < 0: no interrupts). */
+int pk_serial_create(struct pk_bus *bus, uint64_t base, int vm_fd, uint32_t gsi,
+                     struct pk_serial **ret);
+void pk_serial_destroy(struct pk_serial *serial);
+int pk_serial_event_fd(const struct pk_serial *serial); /* readable: bytes wait to be taken */
+/* Take up to `size` bytes the guest sent; returns how many. */
+int pk_serial_take(struct pk_serial *serial, uint8_t *buf, uint32_t size);
+/* Give up to `size` bytes to the guest; returns how many its FIFO had room for. */
+int pk_serial_give(struct pk_serial *serial, const uint8_t *buf, uint32_t size);
+/* Access a register (0 to 7) as the bus does. Returns 0 for a THR write that found the transmit
+ * buffer full: take bytes and try again. */
+int pk_serial_access(struct pk_serial *serial, uint32_t reg, int is_write, uint8_t *value);
+int pk_serial_input_fd(const struct pk_serial *serial); /* readable: the receive FIFO has room */
+void pk_serial_reset(struct pk_serial *serial);
+
+#define PK_SERIAL_STATE_SIZE 32
+void pk_serial_save(struct pk_serial *serial, uint8_t *buf);
+void pk_serial_load(struct pk_serial *serial, const uint8_t *buf);
+
+/* ── vcpu.c: KVM_RUN ────────────────────────────────────────────────────────────────────────── */
+
+enum pk_exit_kind {
+    PK_EXIT_PIO = 1,    /* addr = port */
+    PK_EXIT_MMIO,       /* addr = gpa */
+    PK_EXIT_KICK,       /* pk_vcpu_kick(), or a signal */
+    PK_EXIT_HLT,        /* only without the in-kernel irqchip */
+    PK_EXIT_SHUTDOWN,   /* triple fault */
+    PK_EXIT_DEBUG,      /* guest debugging: addr = pc, data = dr6 << 32 | exception */
+    PK_EXIT_FAIL_ENTRY, /* data = hardware_entry_failure_reason */
+    PK_EXIT_INTERNAL,   /* data = suberror */
+    PK_EXIT_SYSTEM,     /* data = KVM_SYSTEM_EVENT_* */
+    PK_EXIT_OTHER       /* look at reason */
+};
+
+struct pk_exit {
+    uint32_t kind;       /* enum pk_exit_kind */
+    uint32_t reason;     /* KVM_EXIT_*, as the kernel gave it */
+    uint64_t addr;       /* port or gpa */
+    uint64_t data;       /* the value written; or to be filled in for a read */
+    uint32_t size;       /* bytes of one access: 1, 2, 4 or 8 */
+    uint32_t is_write;   /* 0: put the answer into data before the next pk_vcpu_run() */
+    uint64_t rip;        /* at this exit */
+    uint64_t last_rip;   /* at the exit before */
+    uint64_t detail[16]; /* PK_EXIT_INTERNAL: what KVM tells of it */
+    uint32_t detail_count;
+};
+
+struct pk_vcpu {
+    int fd;
+    struct kvm_run *run;
+    uint32_t run_size;
+    struct pk_bus *bus;
+    int tid;          /* of the thread inside KVM_RUN, or 0 */
+    uint32_t pending; /* string I/O: elements of this exit not yet served */
+    uint32_t done;    /* elements served */
+    uint64_t exits;   /* returns of KVM_RUN, those served in C included */
+    struct pk_exit exit;
+};
+
+int pk_vcpu_create(int kvm_fd, int vm_fd, uint32_t id, struct pk_bus *bus, struct pk_vcpu *ret);
+void pk_vcpu_destroy(struct pk_vcpu *vcpu);
+/* Run the guest until something is left to Python; the answer is vcpu->exit. Completes the access
+ * of the last exit first. One element of a string instruction at a time. */
+int pk_vcpu_run(struct pk_vcpu *vcpu);
+/* Make pk_vcpu_run() return PK_EXIT_KICK soon; from any thread. */
+int pk_vcpu_kick(struct pk_vcpu *vcpu);

@@ -1,0 +1,23 @@
+/* What every C file includes: the system's headers in front of api.h, which may have none. */
+#ifndef PK_CORE_H
+#define PK_CORE_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <linux/kvm.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "api.h"
+
+/* bus.h in the small: what a C device gives to the bus. Returns 1 when served, 0 to leave the
+ * access to Python. Called on the thread of any vCPU. */
+typedef int pk_access_fn(void *device, uint64_t offset, uint32_t size, int is_write,
+                         uint64_t *value);
+
+int pk_bus_add(struct pk_bus *bus, int space, uint64_t base, uint64_t len, pk_access_fn *access,
+               void *device);
+
+#endif

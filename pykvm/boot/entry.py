@@ -1,0 +1,56 @@
+"""What a loader is given and what it gives back. Loading bytes is one thing, CPU state another.
+
+Reached from `boot.load()`; `x86.enter()` turns an `Entry` into vCPU registers. Every loader is a
+function `load(image, memory, spec) -> Entry` in a module of its own, named after its protocol.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class CpuMode(enum.Enum):
+    """The processor mode at the guest's first instruction."""
+
+    REAL = "real"  # 16-bit, segment registers given
+    PROTECTED = "protected"  # 32-bit, flat 4 GiB segments, paging off
+    LONG = "long"  # 64-bit, flat segments, the first 4 GiB identity-mapped
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where and how the boot vCPU starts."""
+
+    protocol: str  # as `--protocol` spells it
+    mode: CpuMode
+    rip: int
+    regs: dict[str, int] = field(default_factory=dict)  # general registers, by name; others are 0
+    segments: dict[str, int] = field(default_factory=dict)  # REAL only: selectors by name
+    symbols: bytes | None = None  # an ELF image whose symbol table describes the guest
+
+
+class E820(NamedTuple):
+    """One entry of the memory map given to the guest (ACPI 6.5 §15 System Address Map Interfaces)."""
+
+    gpa: int
+    size: int
+    type: int  # E820_RAM or E820_RESERVED
+
+
+E820_RAM = 1
+E820_RESERVED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BootSpec:
+    """What the user asked for, as bytes. Addresses are the loaders' affair."""
+
+    cmdline: bytes = b""  # without the final NUL
+    initrd: bytes | memoryview = b""  # several files, already joined
+    modules: tuple[tuple[bytes, bytes], ...] = ()  # multiboot modules: (data, command line)
+    rsdp: int | None = None  # gpa of the ACPI RSDP, when there are tables
+    mode: CpuMode | None = None  # flat binaries only
+    load: int | None = None  # flat binaries only: gpa
+    entry: int | None = None  # flat binaries only: gpa

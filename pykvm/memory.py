@@ -1,0 +1,86 @@
+"""Guest memory: checked reads and writes at guest-physical addresses.
+
+Reached from the boot loaders, devices and the API (`vm.memory`). The bytes live in one memfd,
+mapped once (csrc/mem.c); KVM sees the same pages through memslots. Read `layout` for the map.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+from pykvm import layout
+from pykvm._core import ffi, lib
+from pykvm.errors import ConfigError, PykvmError, check
+
+
+class GuestMemoryError(PykvmError, IndexError):
+    """A guest-physical range that is not (all) guest memory."""
+
+
+class Region(NamedTuple):
+    """A contiguous range of guest memory: `gpa` of the first byte, `size` in bytes."""
+
+    gpa: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.gpa + self.size
+
+
+class GuestMemory:
+    """`size` bytes of guest memory, at most 3 GiB of them below 4 GiB (`layout.MMIO_HOLE`).
+
+    Owned by one `Machine`; any thread may read and write. Closing unmaps it: views must be gone.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size <= 0 or size % 4096:
+            raise ConfigError(
+                f"--memory: {size} bytes is not a positive multiple of 4096; try --memory 256M"
+            )
+        self._mem = ffi.new("struct pk_mem *")
+        result = lib.pk_mem_create(size, layout.MMIO_HOLE, layout.MMIO_HOLE_END, self._mem)
+        check(result, f"memfd of {size} bytes for guest memory", "try a smaller --memory")
+        self.size = size
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Low memory and, when there is any, high memory."""
+        low = Region(0, self._mem.low_size)
+        high = Region(self._mem.high_base, self.size - low.size)
+        return (low, high) if high.size else (low,)
+
+    @property
+    def low_end(self) -> int:
+        """The first gpa after low memory."""
+        return int(self._mem.low_size)
+
+    def contains(self, gpa: int, size: int = 1) -> bool:
+        """Whether all of [gpa, gpa + size) is guest memory."""
+        return any(r.gpa <= gpa and gpa + size <= r.end for r in self.regions)
+
+    def view(self, gpa: int, size: int) -> memoryview:
+        """A writable view of the guest's bytes, no copy. Raises `GuestMemoryError`."""
+        hva = lib.pk_mem_ptr(self._mem, gpa, size) if gpa >= 0 and size >= 0 else ffi.NULL
+        if hva == ffi.NULL:
+            raise GuestMemoryError(f"[{gpa:#x}, {gpa + size:#x}) is not guest memory")
+        return memoryview(ffi.buffer(hva, size)).cast("B")
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Copy `size` bytes out. Raises `GuestMemoryError`."""
+        return bytes(self.view(gpa, size))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` in. Raises `GuestMemoryError`, having written nothing."""
+        self.view(gpa, len(data))[:] = data
+
+    def close(self) -> None:
+        """Unmap. Safe to call twice."""
+        lib.pk_mem_destroy(self._mem)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
