@@ -1,0 +1,304 @@
+/* pykvm's init: the first and often the only program of a guest that boots Linux.
+ *
+ * Reached from the kernel, as /init of the initrd that pykvm/boot/initrd.py packs. `init()` at the
+ * end is the table of contents. No C library: linux.h and text.c are all there is.
+ *
+ *   /pykvm/argv            the command to run: NUL-terminated strings. Without this file, what
+ *                          follows " -- " on the kernel's command line.
+ *   /pykvm/modules/order   kernel modules to load first, one a line: FILE [PARAMETER=VALUE ...]
+ */
+
+#include "linux.h"
+#include "ports.h"
+
+#define MAX_ARGS 256
+
+static char command_text[64 * 1024];
+static char *command[MAX_ARGS + 1];
+static char *environment[MAX_ARGS + 2];
+
+/* ── file systems ───────────────────────────────────────────────────────────────────────────── */
+
+static const struct {
+    const char *type, *path;
+    unsigned long flags;
+} MOUNTS[] = {
+    {"proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC},
+    {"sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC},
+    {"devtmpfs", "/dev", MS_NOSUID},
+    {"devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC},
+    {"tmpfs", "/run", MS_NOSUID | MS_NODEV},
+};
+
+/* A kernel may lack any of these and still run the command, so failures are no reason to stop. */
+static void mount_file_systems(void)
+{
+    for (size_t i = 0; i < sizeof(MOUNTS) / sizeof(MOUNTS[0]); i++) {
+        SYS(mkdir, MOUNTS[i].path, 0755);
+        SYS(mount, MOUNTS[i].type, MOUNTS[i].path, MOUNTS[i].type, MOUNTS[i].flags, NULL);
+    }
+}
+
+/* The kernel gave us the initrd's /dev/console, if it has one; devtmpfs now hides that node. The
+ * same console by a path that can be seen lets programs find out the name of their terminal. */
+static void open_console(void)
+{
+    long fd = SYS(open, "/dev/console", O_RDWR);
+
+    for (long to = STDIN; fd >= 0 && to <= STDERR; to++)
+        SYS(dup2, fd, to);
+    if (fd > STDERR)
+        SYS(close, fd);
+}
+
+/* ── kernel modules ─────────────────────────────────────────────────────────────────────────── */
+
+static void load_module(char *line)
+{
+    char *parameters = line;
+    long fd, result;
+
+    while (*parameters && *parameters != ' ')
+        parameters++;
+    if (*parameters)
+        *parameters++ = 0;
+    fd = SYS(open, line, O_RDONLY | O_CLOEXEC);
+    result = fd < 0 ? fd : SYS(finit_module, fd, parameters, 0);
+    if (result < 0 && result != -EEXIST)
+        say("pykvm: module %s: errno %u\n", line, (unsigned long)-result);
+    if (fd >= 0)
+        SYS(close, fd);
+}
+
+static void load_modules(void)
+{
+    static char order[16 * 1024];
+    char *line = order;
+
+    if (!slurp("/pykvm/modules/order", order, sizeof(order)))
+        return;
+    SYS(chdir, "/pykvm/modules");
+    for (char *p = order;; p++) {
+        if (*p && *p != '\n')
+            continue;
+        int last = !*p;
+        *p = 0;
+        if (*line)
+            load_module(line);
+        if (last)
+            break;
+        line = p + 1;
+    }
+    SYS(chdir, "/");
+}
+
+/* ── the summary ────────────────────────────────────────────────────────────────────────────── */
+
+static unsigned long count_cpus(void)
+{
+    unsigned char mask[1024]; /* 8192 CPUs, Linux's own limit on x86 */
+    long size = SYS(sched_getaffinity, 0, sizeof(mask), mask);
+    unsigned long count = 0;
+
+    for (long i = 0; i < size; i++)
+        for (unsigned bits = mask[i]; bits; bits &= bits - 1)
+            count++;
+    return count;
+}
+
+/* The value of the first line of /proc/cpuinfo that starts with `key`, as it stands in `text`. */
+static char *find_value(char *text, const char *key)
+{
+    size_t len = length(key);
+
+    for (char *line = text; *line; line++) {
+        size_t i = 0;
+
+        while (i < len && line[i] == key[i])
+            i++;
+        if (i == len) {
+            char *value = line + i, *end;
+
+            while (*value == '\t' || *value == ' ' || *value == ':')
+                value++;
+            for (end = value; *end && *end != '\n'; end++)
+                ;
+            *end = 0;
+            return value;
+        }
+        while (line[1] && *line != '\n')
+            line++;
+    }
+    return "unknown";
+}
+
+static void report(void)
+{
+    static char cpuinfo[4096];
+    char clocksource[64];
+    struct new_utsname name;
+    struct sysinfo info;
+    struct timespec up;
+    unsigned long cpus = count_cpus();
+    size_t len;
+
+    SYS(clock_gettime, CLOCK_BOOTTIME, &up);
+    SYS(uname, &name);
+    SYS(sysinfo, &info);
+    slurp("/proc/cpuinfo", cpuinfo, sizeof(cpuinfo));
+    len = slurp("/sys/devices/system/clocksource/clocksource0/current_clocksource", clocksource,
+                sizeof(clocksource));
+    if (len)
+        clocksource[len - 1] = 0; /* its newline */
+
+    say("pykvm: Linux %s reached init after %u.%02u s\n"
+        "pykvm: %u CPU%s (%s), %u MiB of memory, clocksource %s\n",
+        name.release, (unsigned long)up.tv_sec, (unsigned long)up.tv_nsec / 10000000, cpus,
+        cpus == 1 ? "" : "s", find_value(cpuinfo, "model name"),
+        (info.totalram * info.mem_unit) >> 20, len ? clocksource : "unknown");
+}
+
+/* ── the command ────────────────────────────────────────────────────────────────────────────── */
+
+/* Split `text` at spaces, in place; double quotes keep spaces, as in the kernel's next_arg(). */
+static void split_words(char *text)
+{
+    size_t count = 0;
+
+    while (count < MAX_ARGS) {
+        char *out;
+        int quoted = 0;
+
+        while (*text == ' ' || *text == '\n')
+            text++;
+        if (!*text)
+            break;
+        command[count++] = out = text;
+        for (; *text && (quoted || (*text != ' ' && *text != '\n')); text++) {
+            if (*text == '"')
+                quoted = !quoted;
+            else
+                *out++ = *text;
+        }
+        if (*text)
+            text++;
+        *out = 0;
+    }
+}
+
+static void find_command(void)
+{
+    size_t len = slurp("/pykvm/argv", command_text, sizeof(command_text));
+    size_t count = 0;
+
+    for (size_t at = 0; at < len && count < MAX_ARGS; at += length(command_text + at) + 1)
+        command[count++] = command_text + at;
+    if (count)
+        return;
+    slurp("/proc/cmdline", command_text, sizeof(command_text));
+    for (char *p = command_text; *p; p++)
+        if (p[0] == ' ' && p[1] == '-' && p[2] == '-' && p[3] == ' ') {
+            split_words(p + 4);
+            return;
+        }
+}
+
+static void set_environment(char **envp)
+{
+    size_t count = 0;
+
+    while (count < MAX_ARGS && envp[count]) {
+        environment[count] = envp[count];
+        count++;
+    }
+    environment[count] = "PATH=/usr/local/bin:/usr/local/sbin:/bin:/sbin:/usr/bin:/usr/sbin";
+}
+
+/* Replace this process by the command; on return, the exit code that says why it could not. */
+static int execute(void)
+{
+    static const char *const directories[] = {"/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/"};
+    static char path[4096];
+    const char *name = command[0];
+    int found = 0;
+    long error = -ENOENT;
+
+    for (const char *p = name; *p; p++)
+        found |= *p == '/';
+    if (found) {
+        error = SYS(execve, name, command, environment);
+        found = SYS(access, name, 0) == 0;
+    } else if (length(name) < sizeof(path) - 16) {
+        for (size_t i = 0; i < sizeof(directories) / sizeof(directories[0]) && !found; i++) {
+            size_t len = 0;
+
+            for (const char *p = directories[i]; *p; p++)
+                path[len++] = *p;
+            for (const char *p = name; *p; p++)
+                path[len++] = *p;
+            path[len] = 0;
+            found = SYS(access, path, 0) == 0;
+            if (found)
+                error = SYS(execve, path, command, environment);
+        }
+    }
+    if (!found) {
+        say("pykvm: %s: not in this guest's image\n", name);
+        return 127;
+    }
+    if (error == -ENOENT) {
+        say("pykvm: %s: its interpreter is missing; is it dynamically linked?\n", name);
+        return 127;
+    }
+    say("pykvm: %s: cannot be executed (errno %u)\n", name, (unsigned long)-error);
+    return 126;
+}
+
+/* Run the command in a session of its own with the console as controlling terminal, so that Ctrl-C
+ * interrupts it; reap orphans meanwhile. Returns its exit code, as a shell would tell it. */
+static int run_command(void)
+{
+    long child = SYS(fork), pid;
+    int status = 0;
+
+    if (child < 0) {
+        say("pykvm: fork: errno %u\n", (unsigned long)-child);
+        return 126;
+    }
+    if (child == 0) {
+        SYS(setsid);
+        SYS(ioctl, STDIN, TIOCSCTTY, 1);
+        SYS(exit, execute());
+    }
+    do
+        pid = SYS(wait4, -1, &status, 0, NULL);
+    while (pid != child && (pid >= 0 || pid == -EINTR));
+    return status & 0x7f ? 128 + (status & 0x7f) : (status >> 8) & 0xff;
+}
+
+/* ── the end ────────────────────────────────────────────────────────────────────────────────── */
+
+/* Hand `code` to the host, which ends the machine there. Under another hypervisor, or where the
+ * kernel keeps ports from user space (lockdown), the power-off that follows ends it, with 0. */
+static void leave(int code)
+{
+    SYS(sync);
+    SYS(ioctl, STDERR, TCSBRK, 1); /* tcdrain(): the console's last bytes are still in the kernel */
+    if (SYS(ioperm, PORT_EXIT_CODE, 1, 1) == 0)
+        __asm__ volatile("outb %%al, %%dx" : : "a"(code), "d"(PORT_EXIT_CODE));
+    for (;;)
+        SYS(reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_POWER_OFF, NULL);
+}
+
+void init(long *stack)
+{
+    char **envp = (char **)stack + stack[0] + 2;
+
+    mount_file_systems();
+    open_console();
+    load_modules();
+    report();
+    set_environment(envp);
+    find_command();
+    leave(command[0] ? run_command() : 0);
+}
