@@ -105,7 +105,7 @@ def _host_file(path: os.PathLike[str]) -> tuple[int, bytes]:
     try:
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):
-            return mode, os.fsencode(os.readlink(path))
+            return mode, os.fsencode(os.readlink(path))  # noqa: PTH115
         if stat.S_ISDIR(mode):
             return mode, b""
         if stat.S_ISREG(mode):
@@ -123,9 +123,7 @@ class _Archive:
         self._bytes = bytearray()
         self._names: set[str] = {""}
 
-    def add(
-        self, name: str, mode: int, data: bytes = b"", rdev: tuple[int, int] = (0, 0)
-    ) -> None:
+    def add(self, name: str, mode: int, data: bytes = b"", rdev: tuple[int, int] = (0, 0)) -> None:
         """Append one entry and, before it, the directories above it that are not there yet."""
         if name in self._names:
             return
