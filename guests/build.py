@@ -40,6 +40,13 @@ FORMATS = {
 
 # Folder: format. A folder's .S and .c files are its sources.
 GUESTS = {
+    "hello-real": "flat-real",
+    "hello-protected": "flat-protected",
+    "hello-long": "flat-long",
+    "hello-multiboot": "elf32",
+    "hello-aout": "flat-protected",
+    "hello-pvh": "elf32",
+    "hello-elf64": "elf64",
     "init": "linux",
 }
 

@@ -1,7 +1,7 @@
 /* pykvm's init: the first and often the only program of a guest that boots Linux.
  *
  * Reached from the kernel, as /init of the initrd that pykvm/boot/initrd.py packs. `init()` at the
- * end is the table of contents. No C library: linux.h and text.c are all there is.
+ * end is the table of contents. No C library: linux.h and linux.c are all there is.
  *
  *   /pykvm/argv            the command to run: NUL-terminated strings. Without this file, what
  *                          follows " -- " on the kernel's command line.
@@ -10,8 +10,14 @@
 
 #include "linux.h"
 #include "ports.h"
+#include "say.h"
 
 #define MAX_ARGS 256
+
+static void put(const char *text, size_t len)
+{
+    SYS(write, STDERR, text, len);
+}
 
 static char command_text[64 * 1024];
 static char *command[MAX_ARGS + 1];
@@ -65,7 +71,7 @@ static void load_module(char *line)
     fd = SYS(open, line, O_RDONLY | O_CLOEXEC);
     result = fd < 0 ? fd : SYS(finit_module, fd, parameters, 0);
     if (result < 0 && result != -EEXIST)
-        say("pykvm: module %s: errno %u\n", line, (unsigned long)-result);
+        say("pykvm: module %s: errno %lu\n", line, (unsigned long)-result);
     if (fd >= 0)
         SYS(close, fd);
 }
@@ -151,11 +157,11 @@ static void report(void)
     if (len)
         clocksource[len - 1] = 0; /* its newline */
 
-    say("pykvm: Linux %s reached init after %u.%02u s\n"
-        "pykvm: %u CPU%s (%s), %u MiB of memory, clocksource %s\n",
+    say("pykvm: Linux %s reached init after %lu.%02lu s\n"
+        "pykvm: %lu CPU%s (%s), %lu MiB of memory, clocksource %s\n",
         name.release, (unsigned long)up.tv_sec, (unsigned long)up.tv_nsec / 10000000, cpus,
         cpus == 1 ? "" : "s", find_value(cpuinfo, "model name"),
-        (info.totalram * info.mem_unit) >> 20, len ? clocksource : "unknown");
+        ((unsigned long)info.totalram * info.mem_unit) >> 20, len ? clocksource : "unknown");
 }
 
 /* ── the command ────────────────────────────────────────────────────────────────────────────── */
@@ -250,7 +256,7 @@ static int execute(void)
         say("pykvm: %s: its interpreter is missing; is it dynamically linked?\n", name);
         return 127;
     }
-    say("pykvm: %s: cannot be executed (errno %u)\n", name, (unsigned long)-error);
+    say("pykvm: %s: cannot be executed (errno %lu)\n", name, (unsigned long)-error);
     return 126;
 }
 
@@ -262,7 +268,7 @@ static int run_command(void)
     int status = 0;
 
     if (child < 0) {
-        say("pykvm: fork: errno %u\n", (unsigned long)-child);
+        say("pykvm: fork: errno %lu\n", (unsigned long)-child);
         return 126;
     }
     if (child == 0) {

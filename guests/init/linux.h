@@ -1,4 +1,4 @@
-/* What init needs of Linux: system calls without a C library, and text without stdio.
+/* What init needs of Linux: system calls without a C library.
  *
  * Names and numbers are the kernel's own (its UAPI headers); a call returns its result or -errno.
  */
@@ -14,7 +14,6 @@
 #include <linux/sysinfo.h>
 #include <linux/time.h>
 #include <linux/utsname.h>
-#include <stdarg.h>
 #include <stddef.h>
 
 static inline long syscall6(long number, long a, long b, long c, long d, long e, long f)
@@ -36,15 +35,11 @@ static inline long syscall6(long number, long a, long b, long c, long d, long e,
 #define SYS_PAD(number, a, b, c, d, e, f, ...)                                                     \
     syscall6(number, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 
-#define STDIN 0
+#define STDIN  0
 #define STDOUT 1
 #define STDERR 2
 
-int same(const char *a, const char *b);
 size_t length(const char *s);
-
-/* Print to the console. Knows %s, %u (unsigned long) and %02u. */
-void say(const char *format, ...);
 
 /* Read a whole small file into `buf` and end it with a NUL. Returns its length, 0 if unreadable. */
 size_t slurp(const char *path, char *buf, size_t size);
