@@ -1,0 +1,71 @@
+"""QEMU's firmware configuration device, as little of it as small kernels ask for.
+
+Reached from the bus at `layout.PORT_FW_CFG`: a 16-bit selector, and a data port one byte further.
+kvm-unit-tests learn their number of CPUs here. Source: QEMU docs/specs/fw_cfg.rst.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+from pykvm.devices.base import Device
+
+
+class Key(enum.IntEnum):
+    """Selector values. All integers are little-endian but those in FILE_DIR."""
+
+    SIGNATURE = 0x00  # "QEMU"
+    ID = 0x01  # interface: bit 0 traditional, bit 1 DMA
+    RAM_SIZE = 0x03  # bytes, 64 bits
+    NB_CPUS = 0x05  # CPUs at boot, 16 bits
+    MAX_CPUS = 0x0F  # CPUs that may ever be, 16 bits
+    FILE_DIR = 0x19  # named items: their number, 32 bits big-endian, and one record each
+
+
+_STATE: Final = struct.Struct("<HI")
+DATA: Final = 1  # offset of the data port
+
+
+class FwCfg(Device):
+    """Serves a fixed set of items, byte by byte. Past an item's end, and for an unknown key: 0."""
+
+    name = "fw_cfg"
+
+    def __init__(self, cpus: int, memory_size: int) -> None:
+        self._items: dict[int, bytes] = {
+            Key.SIGNATURE: b"QEMU",
+            Key.ID: struct.pack("<I", 1),
+            Key.RAM_SIZE: struct.pack("<Q", memory_size),
+            Key.NB_CPUS: struct.pack("<H", cpus),
+            Key.MAX_CPUS: struct.pack("<H", cpus),
+            Key.FILE_DIR: struct.pack(">I", 0),
+        }
+        self._key = 0
+        self._at = 0
+
+    def read(self, offset: int, size: int) -> int:
+        """Take the next byte. Other sizes and the selector read as 0, as on QEMU."""
+        if (offset, size) != (DATA, 1):
+            return 0
+        item = self._items.get(self._key, b"")
+        at = self._at
+        if at >= len(item):
+            return 0
+        self._at = at + 1
+        return item[at]
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Select an item and go to its start. Data writes are not supported."""
+        if (offset, size) == (0, 2):
+            self._key, self._at = value & 0xFFFF, 0
+
+    def reset(self) -> None:
+        self._key = self._at = 0
+
+    def state(self) -> bytes:
+        return _STATE.pack(self._key, self._at)
+
+    def restore(self, state: bytes) -> None:
+        self._key, self._at = _STATE.unpack(state)
