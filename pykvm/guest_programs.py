@@ -10,13 +10,13 @@ import os
 
 from pykvm.errors import HostError
 
-DIRECTORY = os.path.join(os.path.dirname(__file__), "guests")  # noqa: PTH118, PTH120 - start-up
+DIRECTORY = os.path.join(os.path.dirname(__file__), "guests")
 
 
 def path(name: str) -> str:
     """The path of guest program `name`. Raises `HostError` when the build did not make it."""
-    program = os.path.join(DIRECTORY, name)  # noqa: PTH118
-    if not os.path.isfile(program):  # noqa: PTH113
+    program = os.path.join(DIRECTORY, name)
+    if not os.path.isfile(program):
         raise HostError(
             f"guest program {name!r} is not in {DIRECTORY}; "
             "`pip install .` (or `python setup.py build_ext -i` in a checkout) builds it"
@@ -27,6 +27,6 @@ def path(name: str) -> str:
 def names() -> list[str]:
     """The names of the guest programs there are."""
     try:
-        return sorted(os.listdir(DIRECTORY))  # noqa: PTH208
+        return sorted(os.listdir(DIRECTORY))
     except FileNotFoundError:
         return []

@@ -77,6 +77,7 @@ PORT_PCI_CONFIG: Final = 0xCF8  # PCI configuration address and data (no PCI yet
 PORT_RESET: Final = 0xCF9  # reset control register (inside the PCI range)
 
 # ── interrupts (GSI = ISA IRQ below 16) ──────────────────────────────────────────────────────
+IRQ_KEYBOARD: Final = 1
 IRQ_COM1: Final = 4
 IRQ_RTC: Final = 8
 IRQ_SCI: Final = 9  # ACPI's interrupt, level, active high

@@ -39,22 +39,22 @@ class GuestMemory:
             raise ConfigError(
                 f"--memory: {size} bytes is not a positive multiple of 4096; try --memory 256M"
             )
-        self._mem = ffi.new("struct pk_mem *")
-        result = lib.pk_mem_create(size, layout.MMIO_HOLE, layout.MMIO_HOLE_END, self._mem)
+        self.handle = ffi.new("struct pk_mem *")
+        result = lib.pk_mem_create(size, layout.MMIO_HOLE, layout.MMIO_HOLE_END, self.handle)
         check(result, f"memfd of {size} bytes for guest memory", "try a smaller --memory")
         self.size = size
 
     @property
     def regions(self) -> tuple[Region, ...]:
         """Low memory and, when there is any, high memory."""
-        low = Region(0, self._mem.low_size)
-        high = Region(self._mem.high_base, self.size - low.size)
+        low = Region(0, self.handle.low_size)
+        high = Region(self.handle.high_base, self.size - low.size)
         return (low, high) if high.size else (low,)
 
     @property
     def low_end(self) -> int:
         """The first gpa after low memory."""
-        return int(self._mem.low_size)
+        return int(self.handle.low_size)
 
     def contains(self, gpa: int, size: int = 1) -> bool:
         """Whether all of [gpa, gpa + size) is guest memory."""
@@ -62,7 +62,7 @@ class GuestMemory:
 
     def view(self, gpa: int, size: int) -> memoryview:
         """A writable view of the guest's bytes, no copy. Raises `GuestMemoryError`."""
-        hva = lib.pk_mem_ptr(self._mem, gpa, size) if gpa >= 0 and size >= 0 else ffi.NULL
+        hva = lib.pk_mem_ptr(self.handle, gpa, size) if gpa >= 0 and size >= 0 else ffi.NULL
         if hva == ffi.NULL:
             raise GuestMemoryError(f"[{gpa:#x}, {gpa + size:#x}) is not guest memory")
         return memoryview(ffi.buffer(hva, size)).cast("B")
@@ -77,7 +77,7 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap. Safe to call twice."""
-        lib.pk_mem_destroy(self._mem)
+        lib.pk_mem_destroy(self.handle)
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,8 @@ sits in the address space. Read `devices/debugexit.py` for the smallest one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 def all_ones(size: int) -> int:
     """What a bus without a listener returns for a read of `size` bytes."""
@@ -33,3 +35,21 @@ class Device:
 
     def restore(self, state: bytes) -> None:
         """Take back what `state()` gave. The machine is paused."""
+
+
+class FunctionDevice(Device):
+    """A device made of one function: ``f(offset, size, value)``, where `value` is None for a read.
+
+    What it returns answers a read; None reads as all ones.
+    """
+
+    def __init__(self, function: Callable[[int, int, int | None], int | None]) -> None:
+        self.name = getattr(function, "__name__", "function")
+        self._function = function
+
+    def read(self, offset: int, size: int) -> int:
+        value = self._function(offset, size, None)
+        return all_ones(size) if value is None else value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._function(offset, size, value)

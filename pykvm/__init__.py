@@ -1,0 +1,45 @@
+"""pykvm: a hypervisor you can read.
+
+The Python API in one line: ``with Machine(MachineConfig(kernel="vmlinuz")) as vm: vm.run()``.
+Names are imported on first use, so that the command line starts fast. Read `machine` first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pykvm.config import MachineConfig as MachineConfig
+    from pykvm.devices.base import Device as Device
+    from pykvm.errors import BootError as BootError
+    from pykvm.errors import ConfigError as ConfigError
+    from pykvm.errors import HostError as HostError
+    from pykvm.errors import KvmError as KvmError
+    from pykvm.errors import PykvmError as PykvmError
+    from pykvm.machine import Machine as Machine
+    from pykvm.outcome import Outcome as Outcome
+    from pykvm.outcome import Reason as Reason
+
+_HOMES = {
+    "Machine": "machine",
+    "MachineConfig": "config",
+    "Outcome": "outcome",
+    "Reason": "outcome",
+    "Device": "devices.base",
+    "PykvmError": "errors",
+    "ConfigError": "errors",
+    "BootError": "errors",
+    "KvmError": "errors",
+    "HostError": "errors",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pykvm' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"pykvm.{_HOMES[name]}"), name)

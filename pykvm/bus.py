@@ -1,0 +1,63 @@
+"""The bus: which device answers at an address. One class serves ports and memory alike.
+
+Reached from `vcpu` for every exit that C did not answer. A device sees offsets, never addresses.
+Read csrc/bus.c for the devices that never get here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from pykvm.devices.base import Device, all_ones
+from pykvm.errors import ConfigError
+
+
+class Bus:
+    """Ranges of one address space, none overlapping. Changed only while no vCPU runs."""
+
+    def __init__(self, space: str) -> None:
+        self.space = space  # "port" or "mmio", for messages
+        self._starts: list[int] = []
+        self._ranges: list[tuple[int, int, Device]] = []  # (base, end, device), by base
+
+    def add(self, base: int, size: int, device: Device) -> None:
+        """Put `device` at [base, base + size). Raises `ConfigError` when the range is taken."""
+        if size <= 0 or base < 0:
+            raise ConfigError(f"{self.space} range of {device.name}: base {base:#x}, size {size}")
+        at = bisect_right(self._starts, base)
+        for lower, end, other in self._ranges[max(0, at - 1) : at + 1]:
+            if base < end and lower < base + size:
+                raise ConfigError(
+                    f"{self.space} {base:#x} for {device.name}: {other.name} is there already "
+                    f"([{lower:#x}, {end:#x})); choose another base"
+                )
+        self._starts.insert(at, base)
+        self._ranges.insert(at, (base, base + size, device))
+
+    def find(self, addr: int) -> tuple[Device, int] | None:
+        """The device at `addr` and the offset in its range, or None."""
+        at = bisect_right(self._starts, addr) - 1
+        if at < 0:
+            return None
+        base, end, device = self._ranges[at]
+        return (device, addr - base) if addr < end else None
+
+    def read(self, addr: int, size: int) -> int:
+        """Answer a guest's read; all ones where no device is."""
+        found = self.find(addr)
+        if found is None:
+            return all_ones(size)
+        device, offset = found
+        return device.read(offset, size) & all_ones(size)
+
+    def write(self, addr: int, size: int, value: int) -> None:
+        """Take a guest's write; nothing happens where no device is."""
+        found = self.find(addr)
+        if found is not None:
+            device, offset = found
+            device.write(offset, size, value)
+
+    def __iter__(self) -> Iterator[tuple[int, int, Device]]:
+        """The ranges as (base, end, device), lowest first."""
+        return iter(self._ranges)

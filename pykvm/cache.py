@@ -1,0 +1,86 @@
+"""Where pykvm keeps what is costly to make twice: fetched kernels, decompressed payloads.
+
+Reached from `boot.kernels`, `boot.apt` and the bzImage loader. Whatever lies in here may be deleted
+at any time; read `boot/kernels.py` beside it for what is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pykvm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def cache_path() -> Path:
+    """Name pykvm's cache directory, there or not.
+
+    ``$XDG_CACHE_HOME/pykvm``, or ``~/.cache/pykvm`` when that variable is unset, empty or relative
+    (XDG Base Directory Specification 0.8, "Basics": a relative path is invalid, to be ignored).
+    """
+    from pathlib import Path
+
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        base = Path("~/.cache").expanduser()
+    return base / "pykvm"
+
+
+def cache_dir() -> Path:
+    """Return pykvm's cache directory, made with mode 0700 when it is missing.
+
+    Raises `HostError` when it cannot be made.
+    """
+    directory = cache_path()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"cannot make the cache directory {directory}: {error.strerror}; "
+            "set XDG_CACHE_HOME to a directory you may write to"
+        ) from error
+    return directory
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`: a reader, or a crash, sees the old file or the new one, never half.
+
+    The temporary file is made in the same directory, because a rename is atomic only there.
+    """
+    import tempfile
+    from pathlib import Path
+
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink()
+        raise
+
+
+@contextmanager
+def locked(name: str) -> Iterator[Path]:
+    """Make the directory `name` in the cache; hold it against other processes that lock it too.
+
+    The lock goes with its holder, however that ends, so there is no stale one to clean up.
+    """
+    import fcntl
+
+    directory = cache_dir() / name
+    directory.mkdir(exist_ok=True)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield directory
+    finally:
+        os.close(fd)

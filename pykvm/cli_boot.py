@@ -1,0 +1,261 @@
+"""``pykvm boot``: options to `MachineConfig`, `Outcome` to an exit code.
+
+Reached from `cli`. What it decides itself: which kernel when none is named, which initrd when none
+is given, and whether this host can run the guest at all. Read `machine` for everything after that.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from typing import TYPE_CHECKING, Any
+
+from pykvm.boot.entry import CpuMode
+from pykvm.config import CMDLINE_DEFAULT, MEMORY_DEFAULT, MachineConfig, parse_size
+from pykvm.errors import ConfigError
+from pykvm.layout import MIB
+
+if TYPE_CHECKING:
+    from pykvm.machine import Machine
+    from pykvm.outcome import Outcome
+
+EPILOG = """\
+exit codes:
+  0      the guest powered off or rebooted
+  n      the guest left with its own code (isa-debug-exit at 0xf4, plain code at 0x5f8)
+  124    --timeout
+  125    pykvm or the host's KVM failed
+  255    the guest crashed: kernel panic, triple fault, dead halt
+  128+n  pykvm was ended by signal n
+
+On a terminal, Ctrl-A x ends the machine and Ctrl-A h tells the other keys.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``boot`` to the command line."""
+    from pykvm.boot import PROTOCOLS
+
+    parser: ArgumentParser = subparsers.add_parser(
+        "boot",
+        help="boot a kernel and give back its verdict",
+        usage="pykvm boot [options] [KERNEL] [-- COMMAND…]",
+        description="Boot KERNEL: bzImage, vmlinux, PVH, multiboot or flat, found by its magic. "
+        "COMMAND is what pykvm's own init runs in a Linux guest; its exit code becomes ours.",
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "image",
+        nargs="?",
+        metavar="KERNEL",
+        help="an image's path, or a name from 'pykvm kernel ls' (default: $PYKVM_KERNEL, the "
+        "running kernel's /boot/vmlinuz, the newest fetched one, else one is fetched)",
+    )
+    add("--kernel", metavar="KERNEL", help="the same, as an option")
+    add("--initrd", action="append", default=[], metavar="FILE", help="several are joined")
+    add(
+        "--append",
+        metavar="TEXT",
+        help=f"the kernel command line, taken as given (default: {CMDLINE_DEFAULT!r})",
+    )
+    add(
+        "--add",
+        action="append",
+        default=[],
+        metavar="FILE[:GUESTPATH]",
+        help="put a host file, with the libraries it needs, into pykvm's own initrd",
+    )
+    add(
+        "--module",
+        action="append",
+        default=[],
+        metavar="'FILE ARGS'",
+        help="a multiboot module with its command line",
+    )
+    add("-m", "--memory", default=f"{MEMORY_DEFAULT // MIB}M", metavar="SIZE", help="256M, 2G …")
+    add("-c", "--cpus", default="1", metavar="N", help="number of vCPUs (default: 1)")
+    add("--cpu", default="host", metavar="host[,+NAME,-NAME…]", help="CPU features to add, remove")
+    add(
+        "--protocol",
+        metavar="NAME",
+        help="force how the image is entered: "
+        + "; ".join(f"{name} ({gloss})" for name, gloss in PROTOCOLS.items()),
+    )
+    add("--mode", metavar="MODE", help="flat binaries: real, protected or long")
+    add("--load", metavar="GPA", help="flat binaries: load address")
+    add("--entry", metavar="GPA", help="flat binaries: first instruction (default: --load)")
+    add(
+        "--serial",
+        default="stdio",
+        metavar="WHERE",
+        help="stdio, none, pty, file:PATH or unix:PATH (default: stdio)",
+    )
+    add("--timeout", metavar="S", help="end the guest after S seconds, with code 124")
+    add(
+        "--lab",
+        action="store_true",
+        help="where this host's KVM cannot run the guest, boot it in the lab (pykvm lab)",
+    )
+    parser.set_defaults(func=run)
+
+
+def run(args: Namespace) -> int:
+    """Carry out ``pykvm boot``; returns the exit code."""
+    timeout = _number(args.timeout, "--timeout", float)
+    kernel, command = args.kernel or args.image, args.command
+    if args.kernel and args.image:
+        raise ConfigError("--kernel: KERNEL is given twice; a guest's command comes after --")
+    if kernel is None:
+        from pykvm.cli_kernel import find_or_fetch
+
+        kernel = find_or_fetch()
+    linux = is_linux(kernel)
+    if linux:
+        problem = _why_not_linux()
+        if problem is not None:
+            if args.lab:
+                return _boot_in_lab(kernel, problem)
+            raise ConfigError(
+                f"{problem}; put 'pykvm lab --' in front of the command, or add --lab"
+            )
+    config = MachineConfig(
+        kernel=kernel,
+        initrd=_initrds(args, command, linux),
+        modules=tuple(args.module),
+        cmdline=_cmdline(args, command),
+        memory=parse_size(args.memory),
+        cpus=_number(args.cpus, "--cpus", int),
+        cpu=args.cpu,
+        protocol=_protocol(args.protocol),
+        mode=_mode(args.mode),
+        load=_number(args.load, "--load", _address),
+        entry=_number(args.entry, "--entry", _address),
+    )
+    return boot(config, args.serial, timeout)
+
+
+def boot(config: MachineConfig, serial: str, timeout: float | None) -> int:
+    """Run a machine on the terminal: notes before, report after. Returns the exit code."""
+    from pykvm.console import open_console
+    from pykvm.machine import Machine
+
+    with Machine(config) as machine:
+        for note in machine.entry.notes:
+            print(f"pykvm: {note}", file=sys.stderr)
+        console = open_console(serial)
+        try:
+            _catch_signals(machine)
+            outcome = machine.run(timeout, console)
+        finally:
+            console.close()
+    _tell(outcome)
+    return outcome.code
+
+
+def _tell(outcome: Outcome) -> None:
+    if outcome.report:
+        if outcome.console and not outcome.console.endswith(b"\n"):
+            print(file=sys.stderr)
+        print(f"pykvm: {outcome.report}", file=sys.stderr)
+
+
+def _catch_signals(machine: Machine) -> None:
+    """SIGINT, SIGTERM, SIGHUP: end the machine in order, with the code a shell would show."""
+    import signal
+
+    from pykvm.outcome import Reason
+
+    def end(number: int, _frame: object) -> None:
+        machine.stop(Reason.SIGNAL, 128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, end)
+
+
+# ── options ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _number(text: str | None, option: str, parse: Any) -> Any:
+    if text is None:
+        return None
+    try:
+        value = parse(text)
+        if not 0 <= value < float("inf"):
+            raise ValueError
+    except (ValueError, OverflowError):
+        example = {"--timeout": "60", "--cpus": "2"}.get(option, "0x100000")
+        raise ConfigError(
+            f"{option}: {text!r} is not a number that fits; try {option} {example}"
+        ) from None
+    return value
+
+
+def _address(text: str) -> int:
+    return int(text, 0)
+
+
+def _protocol(name: str | None) -> str | None:
+    from pykvm.boot import PROTOCOLS
+
+    if name is not None and name not in PROTOCOLS:
+        raise ConfigError(f"--protocol: {name!r} is unknown; write one of {', '.join(PROTOCOLS)}")
+    return name
+
+
+def _mode(name: str | None) -> CpuMode | None:
+    try:
+        return None if name is None else CpuMode(name)
+    except ValueError:
+        raise ConfigError(f"--mode: {name!r} is unknown; write real, protected or long") from None
+
+
+def _cmdline(args: Namespace, command: list[str]) -> str:
+    if args.append is None:
+        return CMDLINE_DEFAULT
+    return str(args.append)
+
+
+def _initrds(args: Namespace, command: list[str], linux: bool) -> tuple[str | bytes, ...]:
+    """The user's initrds, or pykvm's own with `command` in it."""
+    if args.initrd:
+        if command or args.add:
+            raise ConfigError(
+                "--initrd: a COMMAND and --add need pykvm's own initrd; leave --initrd out, or "
+                "give the command to your init with --append '… -- COMMAND'"
+            )
+        return tuple(args.initrd)
+    if not linux:
+        if command or args.add:
+            raise ConfigError("COMMAND: only a Linux guest can run one; remove it")
+        return ()
+    from pykvm.boot.initrd import build, host_files
+    from pykvm.guest_programs import path
+
+    files: dict[str, Any] = {}
+    for spec in args.add:
+        files |= host_files(spec)
+    with open(path("init"), "rb") as init:
+        return (build(init.read(), files, argv=command),)
+
+
+def is_linux(kernel: str) -> bool:
+    """Whether the image is a Linux kernel, as far as its first bytes and its name tell."""
+    from pykvm.boot import looks_like_linux
+    from pykvm.boot.files import open_image
+
+    with open_image(kernel) as image:
+        return looks_like_linux(image.data)
+
+
+def _why_not_linux() -> str | None:
+    """Why this host's KVM cannot run Linux, in half a sentence, or None when it can."""
+    return None
+
+
+def _boot_in_lab(kernel: str, problem: str) -> int:
+    """The same command, inside the lab."""
+    raise NotImplementedError

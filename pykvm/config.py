@@ -1,0 +1,67 @@
+"""What a machine is made of, checked: the options of the command line and of the API alike.
+
+Reached from `cli` and from users' code; consumed by `machine`. Everything that can be refused
+without touching the host is refused here, with the option's name and the remedy.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from pykvm.boot.entry import CpuMode
+from pykvm.errors import ConfigError
+from pykvm.layout import GIB, KIB, MIB
+
+MEMORY_DEFAULT = 256 * MIB
+MEMORY_MIN = 1 * MIB
+CMDLINE_DEFAULT = "console=ttyS0 quiet panic=-1"
+
+_UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``512M``, ``1.5G``, ``2g``, ``1048576K``; a bare number is MiB, as QEMU has it.
+
+    Raises `ConfigError` naming `--memory`.
+    """
+    number = text.strip().upper().removesuffix("IB").removesuffix("B")
+    unit = number[-1:] if number[-1:] in ("K", "M", "G", "T") else ""
+    try:
+        size = float(number.removesuffix(unit)) * _UNITS[unit]
+        return int(size)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"--memory: {text!r} is not a size; try 256M or 2G") from None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """A machine to be. Raises `ConfigError` when a value cannot work on any host."""
+
+    kernel: str | os.PathLike[str] | bytes  # a path, or the image itself
+    initrd: tuple[str | os.PathLike[str] | bytes, ...] = ()  # joined in this order
+    modules: tuple[str, ...] = ()  # multiboot modules: "FILE ARGUMENTS…"
+    cmdline: str = CMDLINE_DEFAULT  # taken as given
+    memory: int = MEMORY_DEFAULT  # bytes
+    cpus: int = 1
+    cpu: str = "host"  # host[,+FEATURE][,-FEATURE]…
+    protocol: str | None = None  # one of boot.PROTOCOLS; None: found by magic
+    mode: CpuMode | None = None  # flat binaries
+    load: int | None = None  # flat binaries: gpa
+    entry: int | None = None  # flat binaries: gpa
+
+    def __post_init__(self) -> None:
+        if self.memory < MEMORY_MIN:
+            raise ConfigError(
+                f"--memory: {self.memory} bytes is less than the {MEMORY_MIN // MIB} MiB that any "
+                f"guest needs; try --memory {MEMORY_DEFAULT // MIB}M"
+            )
+        if self.memory % 4096:
+            raise ConfigError(
+                f"--memory: {self.memory} bytes is not a whole number of 4 KiB pages; "
+                f"try --memory {self.memory // MIB + 1}M"
+            )
+        if self.cpus < 1:
+            raise ConfigError(f"--cpus: {self.cpus} is less than 1; try --cpus 1")
+        if "\0" in self.cmdline:
+            raise ConfigError("--append: the command line contains a NUL byte; remove it")

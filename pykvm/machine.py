@@ -1,0 +1,470 @@
+"""A machine, from its configuration to its outcome. Read it top to bottom: it is a boot.
+
+Reached from `cli` and from users' code::
+
+    with Machine(MachineConfig(kernel="vmlinuz")) as vm:
+        outcome = vm.run(timeout=60)
+
+Threads: one per vCPU (`Vcpu.run`), and the caller's own, which moves console bytes, keeps time and
+watches (`_watch`). A vCPU thread ends the run by `_finish`; the caller's thread joins them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Self
+
+from pykvm import acpi, boot, cpuid, layout, x86
+from pykvm._core import lib
+from pykvm.boot.entry import BootSpec
+from pykvm.boot.files import open_image, read_initrds, read_modules
+from pykvm.bus import Bus
+from pykvm.config import MachineConfig
+from pykvm.console import Console
+from pykvm.devices.base import Device, FunctionDevice
+from pykvm.devices.cmos import Cmos
+from pykvm.devices.debugexit import DebugExit, ExitCode
+from pykvm.devices.fwcfg import FwCfg
+from pykvm.devices.i8042 import I8042
+from pykvm.devices.pm import PowerManagement
+from pykvm.devices.post import Post
+from pykvm.devices.pvpanic import PanicEvent, PvPanic
+from pykvm.devices.reset import ResetControl
+from pykvm.devices.serial import Serial
+from pykvm.errors import ConfigError, PykvmError
+from pykvm.health import HALT, RESTART, Health, PanicWatch, Snapshot
+from pykvm.kvm import Kvm, Vm
+from pykvm.memory import GuestMemory
+from pykvm.outcome import CODES, Outcome, Reason, Stats
+from pykvm.vcpu import Vcpu
+
+# After these the guest is where it was, and may go on.
+RESUMABLE = frozenset({Reason.TIMEOUT, Reason.QUIT, Reason.SIGNAL})
+CONSOLE_KEPT = 4 << 20  # bytes of console output kept for `Outcome.console`, at least
+INPUT_AHEAD = 1 << 16  # bytes read from the console ahead of the guest
+XAPIC_IDS = 255  # APIC ids that fit 8 bits, the broadcast id left out
+
+
+class _Ending(NamedTuple):
+    """Why the run ends; the first one counts."""
+
+    reason: Reason
+    code: int
+    vcpu: Vcpu | None
+
+
+class Machine:
+    """A virtual machine with a guest loaded. Raises `ConfigError`, `BootError`, `KvmError`.
+
+    Constructed: ready to run, registers and memory set. Devices may be added until `run`. Owned by
+    the thread that made it; a context manager, closed in reverse order of opening.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.pio_bus = Bus("port")
+        self.mmio_bus = Bus("mmio")
+        self.vcpus: list[Vcpu] = []
+        self.console_log = bytearray()
+        self._ending: _Ending | None = None
+        self._error: BaseException | None = None
+        self._lock = threading.RLock()  # _ending and _error; reentrant: stop() in a signal handler
+        self._parking = threading.Condition()  # _pausing, _parked, _running
+        self._pausing = False
+        self._parked = 0
+        self._running = 0
+        self._panic = PanicWatch()
+        self._console = Console()
+        self._resources = ExitStack()
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    # ── the boot, in order ───────────────────────────────────────────────────────────────────
+
+    def _build(self) -> None:
+        config, own = self.config, self._resources
+        features = cpuid.parse_model(config.cpu)
+        image = own.enter_context(open_image(config.kernel))
+        spec = BootSpec(
+            name=image.name,
+            cmdline=config.cmdline.encode(errors="surrogateescape"),
+            initrd=read_initrds(config.initrd),
+            modules=read_modules(config.modules),
+            rsdp=layout.ACPI_TABLES,
+            mode=config.mode,
+            load=config.load,
+            entry=config.entry,
+        )
+        self.kvm = own.enter_context(Kvm())
+        self._check_cpus()
+        self.vm = own.enter_context(Vm(self.kvm))
+        self.memory = own.enter_context(GuestMemory(config.memory))
+        self.vm.map_memory(self.memory)
+        self.vm.create_irqchip()
+        if config.cpus > XAPIC_IDS:
+            self.vm.enable_x2apic_ids()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        own.callback(os.close, self._wake)
+        self._add_devices()
+        acpi.place(self.memory, config.cpus)
+        self.entry = boot.load(image.data, self.memory, spec, config.protocol)
+        self._create_vcpus(features)
+        x86.enter(self.vcpus[0], self.memory, self.entry)
+
+    def _check_cpus(self) -> None:
+        most = self.kvm.max_vcpus
+        if self.config.cpus > most:
+            raise ConfigError(
+                f"--cpus: {self.config.cpus} is more than the {most} vCPUs that this host's KVM "
+                f"gives a machine; try --cpus {min(most, os.cpu_count() or 1)}"
+            )
+
+    def _add_devices(self) -> None:
+        """The fixed devices, at the ports that `layout` gives them."""
+        self._c_bus = lib.pk_bus_create()
+        self._resources.callback(lib.pk_bus_destroy, self._c_bus)
+        self.serial = Serial(self._c_bus, layout.PORT_COM1, self.vm.fd, layout.IRQ_COM1)
+        self._resources.callback(self.serial.close)
+
+        def line(gsi: int) -> Callable[[int], None]:
+            return lambda level: self.vm.irq_line(gsi, level)
+
+        self.power = PowerManagement(
+            on_poweroff=lambda: self._finish(Reason.POWEROFF), irq=line(layout.IRQ_SCI)
+        )
+        low = self.memory.low_end
+        add = self.pio_bus.add
+        add(layout.PORT_COM1, 8, self.serial)
+        add(layout.PORT_I8042, 5, I8042(self._on_reset, line(layout.IRQ_KEYBOARD)))
+        add(
+            layout.PORT_RTC,
+            2,
+            Cmos(low, line(layout.IRQ_RTC), high_memory_size=self.memory.size - low),
+        )
+        add(layout.PORT_POST, 1, Post())
+        add(layout.PORT_DEBUG_EXIT, 4, DebugExit(self._on_exit_code))
+        add(layout.PORT_EXIT_CODE, 1, ExitCode(self._on_exit_code))
+        add(layout.PORT_PVPANIC, 1, PvPanic(self._on_panic_event))
+        add(layout.PORT_FW_CFG, 2, FwCfg(self.config.cpus, self.memory.size))
+        add(layout.PORT_PM1A_EVENT, 6, self.power)
+        add(layout.PORT_PCI_CONFIG, 8, ResetControl(self._on_reset))
+
+    def _create_vcpus(self, features: dict[str, bool]) -> None:
+        supported = self.kvm.supported_cpuid()
+        tsc_deadline = bool(self.kvm.check_extension(lib.KVM_CAP_TSC_DEADLINE_TIMER))
+        for index in range(self.config.cpus):
+            vcpu = self._resources.enter_context(Vcpu(self.kvm, self.vm, index, self._c_bus))
+            vcpu.set_cpuid(
+                cpuid.build(
+                    supported,
+                    apic_id=index,
+                    cpus=self.config.cpus,
+                    features=features,
+                    tsc_deadline=tsc_deadline,
+                )
+            )
+            x86.set_memory_types(vcpu)
+            self.vcpus.append(vcpu)
+
+    # ── devices of the user's own ────────────────────────────────────────────────────────────
+
+    def pio(self, port: int, size: int = 1) -> Callable[[Any], Any]:
+        """``@vm.pio(0x510, size=2)``: the device below answers at `size` ports from `port`.
+
+        It is a `Device`, a class of devices, or a function ``f(offset, size, value)`` (see
+        `FunctionDevice`). Raises `ConfigError` when the ports are taken.
+        """
+        return lambda thing: self._attach(self.pio_bus, port, size, thing)
+
+    def mmio(self, gpa: int, size: int) -> Callable[[Any], Any]:
+        """``@vm.mmio(0xd0000000, 0x1000)``: the device below answers in that range of memory.
+
+        As `pio`. Raises `ConfigError` also where guest memory is: KVM would never ask us.
+        """
+        for region in self.memory.regions:
+            if gpa < region.end and region.gpa < gpa + size:
+                raise ConfigError(
+                    f"mmio {gpa:#x}: guest memory is there, up to {region.end:#x}; "
+                    f"choose an address from {layout.MMIO_HOLE:#x}"
+                )
+        return lambda thing: self._attach(self.mmio_bus, gpa, size, thing)
+
+    def _attach(self, bus: Bus, base: int, size: int, thing: Any) -> Any:
+        device = thing() if isinstance(thing, type) else thing
+        if not isinstance(device, Device):
+            device = FunctionDevice(device)
+        bus.add(base, size, device)
+        return thing
+
+    # ── running ──────────────────────────────────────────────────────────────────────────────
+
+    def run(
+        self,
+        timeout: float | None = None,
+        console: Console | None = None,
+    ) -> Outcome:
+        """Run the guest until it ends, `timeout` seconds passed or `stop` was called.
+
+        `console` is where the serial port leads (default: nowhere but `Outcome.console`). After a
+        timeout or a stop it may be called again and the guest goes on. Raises `KvmError` when the
+        host fails, and whatever a device of the user's raised.
+        """
+        if self._ending is not None and self._ending.reason not in RESUMABLE:
+            raise PykvmError(f"the machine has ended ({self._ending.reason.value}); make a new one")
+        self._ending = self._error = None
+        self._console = console or Console()
+        started = time.monotonic()
+        deadline = None if timeout is None else started + timeout
+        threads = self._start_vcpus()
+        try:
+            self._watch(deadline)
+        finally:
+            self._finish(Reason.QUIT)  # only counts when an exception brought us here
+            self.serial.stop_waiting()
+            for thread in threads:
+                thread.join()
+        self._move_output()
+        if self._error is not None:
+            raise self._error
+        return self._outcome(time.monotonic() - started)
+
+    def stop(self, reason: Reason = Reason.QUIT, code: int | None = None) -> None:
+        """End the run from any thread, a device or a signal handler."""
+        self._finish(reason, code)
+
+    def _start_vcpus(self) -> list[threading.Thread]:
+        threads = [
+            threading.Thread(target=self._vcpu_thread, args=(vcpu,), name=f"vcpu{vcpu.id}")
+            for vcpu in self.vcpus
+        ]
+        self._running = len(threads)
+        self._parked = 0
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _vcpu_thread(self, vcpu: Vcpu) -> None:
+        try:
+            vcpu.run(self.pio_bus, self.mmio_bus, self._on_exit)
+        except BaseException as error:  # handed to the caller of run()
+            with self._lock:
+                self._error = self._error or error
+            self._finish(Reason.INTERNAL_ERROR, vcpu=vcpu)
+        finally:
+            with self._parking:
+                self._running -= 1
+                self._parking.notify_all()
+
+    def _on_exit(self, vcpu: Vcpu, exit: Any) -> bool:
+        """Every exit that is no access. True: go on. On the vCPU's thread."""
+        match exit.kind:
+            case lib.PK_EXIT_KICK:
+                self._park()
+            case lib.PK_EXIT_SHUTDOWN:
+                self._finish(Reason.TRIPLE_FAULT, vcpu=vcpu)
+            case lib.PK_EXIT_FAIL_ENTRY:
+                self._finish(Reason.FAIL_ENTRY, vcpu=vcpu)
+            case lib.PK_EXIT_SYSTEM if exit.data == lib.KVM_SYSTEM_EVENT_SHUTDOWN:
+                self._finish(Reason.POWEROFF, vcpu=vcpu)
+            case lib.PK_EXIT_SYSTEM if exit.data == lib.KVM_SYSTEM_EVENT_RESET:
+                self._on_reset()
+            case lib.PK_EXIT_SYSTEM:
+                self._finish(Reason.PANIC, vcpu=vcpu)
+            case _:
+                self._finish(Reason.INTERNAL_ERROR, vcpu=vcpu)
+        return self._ending is None
+
+    def _finish(self, reason: Reason, code: int | None = None, vcpu: Vcpu | None = None) -> None:
+        """End the run; the first call counts. Any thread; the guest runs no further instruction
+        on the calling vCPU's thread, because a kicked vCPU does not enter it again."""
+        with self._lock:
+            if self._ending is None:
+                self._ending = _Ending(reason, CODES[reason] if code is None else code, vcpu)
+        for each in self.vcpus:
+            each.kick()
+        os.eventfd_write(self._wake, 1)
+
+    def _on_exit_code(self, code: int) -> None:
+        self._finish(Reason.EXIT, code)
+
+    def _on_reset(self) -> None:
+        self._finish(Reason.REBOOT)
+
+    def _on_panic_event(self, event: PanicEvent) -> None:
+        if event & PanicEvent.PANICKED:
+            self._panic.seen = True
+
+    # ── pausing ──────────────────────────────────────────────────────────────────────────────
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """All vCPUs outside the guest and still, so that their state may be read and set.
+
+        On the thread that called `run` (a watcher), or while nothing runs.
+        """
+        with self._parking:
+            self._pausing = True
+        for vcpu in self.vcpus:
+            vcpu.kick()
+        try:
+            with self._parking:
+                while not self._parking.wait_for(lambda: self._parked >= self._running, 0.05):
+                    self._move_output()  # a vCPU may be waiting for room in the console
+            yield
+        finally:
+            with self._parking:
+                self._pausing = False
+                self._parking.notify_all()
+
+    def _park(self) -> None:
+        """On a kicked vCPU's thread: stay until the pause is over."""
+        with self._parking:
+            if not self._pausing:
+                return
+            self._parked += 1
+            self._parking.notify_all()
+            self._parking.wait_for(lambda: not self._pausing or self._ending is not None)
+            self._parked -= 1
+
+    # ── watching: the caller's thread while the guest runs ───────────────────────────────────
+
+    def _watch(self, deadline: float | None) -> None:
+        """Move console bytes, keep time, look after the guest's health; until the run ends."""
+        health = _HealthTimer(self)
+        waiting = bytearray()  # input that the guest has no room for yet
+        panic_at: float | None = None
+        while True:
+            now = time.monotonic()
+            if self._panic.seen:
+                panic_at = panic_at or now
+                if now >= panic_at + self._panic.grace_s:
+                    self._finish(Reason.PANIC)
+            if deadline is not None and now >= deadline:
+                self._finish(Reason.TIMEOUT)
+            health.check(now)
+            if self._ending is not None:
+                return
+            times = [health.due]
+            times += [deadline] if deadline is not None else []
+            times += [panic_at + self._panic.grace_s] if panic_at is not None else []
+            self._wait(waiting, max(0.0, min(times) - now))
+
+    def _wait(self, waiting: bytearray, seconds: float) -> None:
+        """Sleep until something is to be moved, at most `seconds`; then move it."""
+        console = self._console
+        poll = select.poll()
+        inputs = console.input_fds() if len(waiting) < INPUT_AHEAD else []
+        for fd in (self._wake, self.serial.output_fd, self.serial.input_fd, *inputs):
+            poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(seconds * 1000)}
+        for fd in ready.intersection(inputs):
+            waiting += console.read(fd)
+        for letter in console.take_commands():
+            self._user_command(letter)
+        if self.serial.output_fd in ready:
+            # Bytes come one by one: a moment's patience makes one write of a whole line.
+            time.sleep(0.001)
+        self.serial.clear_events()
+        self._move_output()
+        if waiting:
+            del waiting[: self.serial.give(bytes(waiting))]
+
+    def _move_output(self) -> None:
+        while data := self.serial.take():
+            self._log(data)
+            self._console.write(data)
+
+    def _log(self, data: bytes) -> None:
+        """Keep console output, and look at it for a panic."""
+        self.console_log += data
+        excess = len(self.console_log) - 2 * CONSOLE_KEPT
+        dropped = CONSOLE_KEPT + excess if excess > 0 else 0
+        del self.console_log[:dropped]
+        self._panic.feed(self.console_log, dropped)
+
+    def _user_command(self, letter: str) -> None:
+        match letter:
+            case "x":
+                self._finish(Reason.QUIT)
+            case "p":
+                self.power.press_power_button()
+
+    @property
+    def exits(self) -> int:
+        """How often a vCPU left the guest so far."""
+        return sum(vcpu.exits for vcpu in self.vcpus)
+
+    def _outcome(self, seconds: float) -> Outcome:
+        ending = self._ending
+        assert ending is not None
+        reason, code = self._verdict(ending)
+        report = ""
+        if code != 0 and reason not in (Reason.EXIT, Reason.QUIT, Reason.SIGNAL):
+            from pykvm.report import describe
+
+            report = describe(self, reason, ending.vcpu)
+        stats = Stats(self.exits, int(lib.pk_bus_count(self._c_bus)), seconds)
+        return Outcome(reason, code, bytes(self.console_log), stats, report)
+
+    def _verdict(self, ending: _Ending) -> tuple[Reason, int]:
+        """What the ending means, with the console's last words in view."""
+        reason, code = ending.reason, ending.code
+        if self._panic.seen and reason in (Reason.REBOOT, Reason.TRIPLE_FAULT, Reason.HALTED):
+            reason = Reason.PANIC  # the kernel died, then did what panic= asks
+        elif reason is Reason.TRIPLE_FAULT and RESTART.search(self.console_log):
+            reason = Reason.REBOOT  # Linux's reboot=triple
+        elif reason is Reason.HALTED and HALT.search(self.console_log):
+            reason = Reason.POWEROFF  # Linux's halt, on a machine that stays on
+        return (reason, code) if reason is ending.reason else (reason, CODES[reason])
+
+    def close(self) -> None:
+        """Destroy the machine. Safe to call twice."""
+        self.vcpus = []
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _HealthTimer:
+    """Looks whether a silent machine is dead: seldom, and ever more seldom while it is not."""
+
+    FIRST_S, LONGEST_S = 0.5, 8.0
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._health = Health()
+        self._seen = -1
+        self._interval = self.FIRST_S
+        self.due = time.monotonic() + self._interval
+
+    def check(self, now: float) -> None:
+        if now < self.due:
+            return
+        machine = self._machine
+        seen = machine.exits
+        if seen != self._seen:
+            self._seen, self._interval = seen, self.FIRST_S
+            self._health.forget()
+        else:
+            with machine.paused():
+                states = [Snapshot.of(vcpu) for vcpu in machine.vcpus]
+            match self._health.check(states):
+                case "halted":
+                    machine.stop(Reason.HALTED)
+                case "hung":
+                    machine.stop(Reason.HUNG)
+            self._interval = min(self._interval * 2, self.LONGEST_S)
+        self.due = now + self._interval

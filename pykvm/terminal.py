@@ -1,0 +1,102 @@
+"""The interactive console: standard input and output, raw mode, the Ctrl-A commands.
+
+Reached from `console.open_console("stdio")`. Raw mode only when standard input is a terminal that
+is ours to change; then Ctrl-C belongs to the guest and ``Ctrl-A x`` ends the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from pykvm.console import Console, write_all
+
+ESCAPE = 0x01  # Ctrl-A, as in QEMU and screen
+HELP = """\r
+Ctrl-A h    this help\r
+Ctrl-A x    end the machine\r
+Ctrl-A p    press the power button (ACPI)\r
+Ctrl-A ?    where each vCPU is\r
+Ctrl-A a    send Ctrl-A to the guest\r
+"""
+
+
+class Terminal(Console):
+    """Standard input and output as the serial line. Piped input passes unchanged."""
+
+    def __init__(self) -> None:
+        self._open = True
+        self._escaped = False
+        self._commands = ""
+        self._saved: Any = None  # termios attributes
+        self._stdin: int | None = None
+        try:
+            fd = sys.__stdin__.fileno() if sys.__stdin__ else -1
+            os.fstat(fd)
+        except (OSError, ValueError):
+            return  # started without standard input: output only
+        if not os.isatty(fd):
+            self._stdin = fd
+        elif os.tcgetpgrp(fd) == os.getpgrp():  # in the background the terminal is not ours
+            self._stdin = fd
+            self._make_raw(fd)
+
+    def _make_raw(self, fd: int) -> None:
+        import atexit
+        import termios
+
+        self._saved = termios.tcgetattr(fd)
+        mode = termios.tcgetattr(fd)
+        # Every key goes to the guest. OPOST stays: a guest that sends a bare LF is still readable.
+        mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
+        mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        termios.tcsetattr(fd, termios.TCSANOW, mode)
+        atexit.register(self.close)
+
+    def input_fds(self) -> list[int]:
+        return [self._stdin] if self._stdin is not None else []
+
+    def read(self, fd: int) -> bytes:
+        try:
+            data = os.read(fd, 4096)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""  # the terminal hung up
+        if not data:
+            self._stdin = None
+        return self._without_commands(data) if self._saved else data
+
+    def _without_commands(self, data: bytes) -> bytes:
+        """What of `data` is for the guest; Ctrl-A commands are set aside."""
+        passed = bytearray()
+        for byte in data:
+            if not self._escaped:
+                if byte == ESCAPE:
+                    self._escaped = True
+                else:
+                    passed.append(byte)
+                continue
+            self._escaped = False
+            if byte in (ESCAPE, ord("a")):
+                passed.append(ESCAPE)
+            elif byte == ord("h"):
+                write_all(1, HELP.encode())
+            else:
+                self._commands += chr(byte)
+        return bytes(passed)
+
+    def take_commands(self) -> str:
+        commands, self._commands = self._commands, ""
+        return commands
+
+    def write(self, data: bytes) -> None:
+        write_all(1, data)
+
+    def close(self) -> None:
+        if self._saved is not None and self._open:
+            import termios
+
+            termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
+        self._open = False
