@@ -36,15 +36,14 @@ static void put(const char *text, size_t len)
 static int failures;
 
 /* One line of the verdict. main() ends with `return failures;`. */
-__attribute__((unused)) static void check(int holds, const char *what)
+static void check(int holds, const char *what)
 {
     say("%s: %s\n", holds ? "ok" : "FAILED", what);
     failures += !holds;
 }
 
 /* The value of NAME=VALUE on a command line, decimal or 0x hexadecimal; `otherwise` without one. */
-__attribute__((unused)) static unsigned long option(const char *cmdline, const char *name,
-                                                    unsigned long otherwise)
+static unsigned long option(const char *cmdline, const char *name, unsigned long otherwise)
 {
     for (const char *word = cmdline; *word; word++) {
         const char *p = word, *n = name;

@@ -14,7 +14,7 @@ static void put(const char *text, size_t len);
 
 /* Print the way printf does; knows %s, %u, %x, %lu, %lx, %llx, each with a width like %02u.
  * The text goes out in one put(), so that nothing comes between; it is cut at 1024 bytes. */
-__attribute__((format(printf, 1, 2), unused)) static void say(const char *format, ...)
+__attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 {
     char line[1024];
     size_t len = 0;
