@@ -96,7 +96,9 @@ class I8042(ByteWide):
 
     name = "i8042"
 
-    def __init__(self, on_reset: Callable[[], None], irq: Callable[[int], None]) -> None:
+    def __init__(
+        self, on_reset: Callable[[], None], irq: Callable[[int], None] = lambda level: None
+    ) -> None:
         self._on_reset = on_reset
         self._irq = irq
         self._lock = threading.Lock()  # vCPU threads
