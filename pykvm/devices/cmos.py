@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pykvm.devices.bytewide import ByteWide
-from pykvm.layout import KIB, MIB, MMIO_HOLE
+from pykvm.layout import GIB, KIB, MIB
 
 INDEX: Final = 0  # offsets; bit 7 of the index masks NMIs, and is not part of it
 DATA: Final = 1
@@ -96,10 +96,12 @@ class Cmos(ByteWide):
     def __init__(
         self,
         memory_size: int,
-        irq: Callable[[int], None] = lambda level: None,
+        irq: Callable[[int], None],
+        *,
+        high_memory_size: int = 0,
         now: Callable[[], float] = time.time,
     ) -> None:
-        low = min(memory_size, MMIO_HOLE)
+        """`memory_size` is what lies below 4 GiB, `high_memory_size` above; both in bytes."""
         self._irq = irq
         self._now = now
         self._lock = threading.RLock()  # vCPU threads and the timer
@@ -108,11 +110,11 @@ class Cmos(ByteWide):
         self._ram = bytearray(RAM_SIZE)
         self._ram[Register.D] = 1 << 7
         for register, size, value in (
-            (Register.BASE_KIB, 2, min(low, 640 * KIB) // KIB),
-            (Register.EXTENDED_KIB, 2, min(max(low - MIB, 0), 63 * MIB) // KIB),
-            (Register.EXTENDED_KIB_COPY, 2, min(max(low - MIB, 0), 63 * MIB) // KIB),
-            (Register.ABOVE_16M, 2, max(low - 16 * MIB, 0) // (64 * KIB)),
-            (Register.ABOVE_4G, 3, (memory_size - low) // (64 * KIB)),
+            (Register.BASE_KIB, 2, min(memory_size, 640 * KIB) // KIB),
+            (Register.EXTENDED_KIB, 2, min(max(memory_size - MIB, 0), 63 * MIB) // KIB),
+            (Register.EXTENDED_KIB_COPY, 2, min(max(memory_size - MIB, 0), 63 * MIB) // KIB),
+            (Register.ABOVE_16M, 2, min(max(memory_size - 16 * MIB, 0), 4 * GIB) // (64 * KIB)),
+            (Register.ABOVE_4G, 3, high_memory_size // (64 * KIB)),
         ):
             self._ram[register : register + size] = value.to_bytes(size, "little")
         self.reset()

@@ -21,11 +21,11 @@ SUNDAY = calendar.timegm((2023, 12, 31, 23, 59, 58))
 class Board:
     """A clock whose time stands still until the test moves it."""
 
-    def __init__(self, memory: int = 256 * MIB) -> None:
+    def __init__(self, memory: int = 256 * MIB, high: int = 0) -> None:
         self.now = float(SUNDAY)
         self.levels: list[int] = []
         self.raised = threading.Event()
-        self.cmos = Cmos(memory, self.irq, now=lambda: self.now)
+        self.cmos = Cmos(memory, self.irq, high_memory_size=high, now=lambda: self.now)
 
     def irq(self, level: int) -> None:
         self.levels.append(level)
@@ -175,18 +175,18 @@ def test_close_leaves_no_timer_behind(board: Board) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "base", "extended", "above_16m", "above_4g"),
+    ("memory", "high", "base", "extended", "above_16m", "above_4g"),
     [
-        (MIB // 2, 512, 0, 0, 0),
-        (8 * MIB, 640, 7 * 1024, 0, 0),
-        (256 * MIB, 640, 63 * 1024, 240 * 16, 0),
-        (8 * GIB, 640, 63 * 1024, (3072 - 16) * 16, 5 * 1024 * 16),
+        (MIB // 2, 0, 512, 0, 0, 0),
+        (8 * MIB, 0, 640, 7 * 1024, 0, 0),
+        (256 * MIB, 0, 640, 63 * 1024, 240 * 16, 0),
+        (3 * GIB, 5 * GIB, 640, 63 * 1024, (3072 - 16) * 16, 5 * 1024 * 16),
     ],
 )
 def test_the_memory_size_is_told(
-    memory: int, base: int, extended: int, above_16m: int, above_4g: int
+    memory: int, high: int, base: int, extended: int, above_16m: int, above_4g: int
 ) -> None:
-    board = Board(memory)
+    board = Board(memory, high)
 
     def number(register: int, size: int) -> int:
         return int.from_bytes(bytes(board[register + i] for i in range(size)), "little")
