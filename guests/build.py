@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -74,6 +75,8 @@ def build_guests(output: Path, force: bool = False) -> None:
         program = output / name
         if force or not program.exists() or program.stat().st_mtime < _newest_source(name):
             _compile(program, _sources(name), FORMATS[guest_format])
+    # Not a program: what `pykvm kernel build` configures a kernel with.
+    shutil.copytree(HERE / "linux", output / "linux", dirs_exist_ok=True)
 
 
 def _sources(name: str) -> list[Path]:
