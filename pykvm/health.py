@@ -71,7 +71,7 @@ class Snapshot(NamedTuple):
 class Health:
     """Decides whether a machine that makes no exits can still do anything."""
 
-    REPEATS = 3  # equal register sets in a row that make a loop without effect
+    REPEATS = 2  # equal register sets in a row that make a loop without effect
 
     def __init__(self) -> None:
         self._last: list[Snapshot] = []

@@ -93,7 +93,7 @@ class Machine:
     def _build(self) -> None:
         config, own = self.config, self._resources
         features = cpuid.parse_model(config.cpu)
-        image = own.enter_context(open_image(config.kernel))
+        image = open_image(config.kernel)
         spec = BootSpec(
             name=image.name,
             cmdline=config.cmdline.encode(errors="surrogateescape"),

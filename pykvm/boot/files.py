@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pykvm.errors import BootError
@@ -24,17 +23,14 @@ class ImageFile(NamedTuple):
     name: bytes
 
 
-@contextmanager
-def open_image(source: Source) -> Iterator[ImageFile]:
-    """Map the kernel file `source` (or take the bytes themselves). Raises `BootError`."""
+def open_image(source: Source) -> ImageFile:
+    """Map the kernel file `source` (or take the bytes themselves). Raises `BootError`.
+
+    The mapping lasts as long as a view of it: a report may want the image's symbols at the end.
+    """
     if isinstance(source, bytes):
-        yield ImageFile(memoryview(source), b"kernel")
-        return
-    mapped = _map(source, "KERNEL")
-    with memoryview(mapped) as data:
-        yield ImageFile(data, os.fsencode(source))
-    if isinstance(mapped, mmap.mmap):
-        mapped.close()
+        return ImageFile(memoryview(source), b"kernel")
+    return ImageFile(memoryview(_map(source, "KERNEL")), os.fsencode(source))
 
 
 def _map(source: str | os.PathLike[str], option: str) -> mmap.mmap | bytes:
