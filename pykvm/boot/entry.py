@@ -28,11 +28,12 @@ class Entry:
     rip: int
     regs: dict[str, int] = field(default_factory=dict)  # general registers, by name; others are 0
     segments: dict[str, int] = field(default_factory=dict)  # REAL only: selectors by name
-    symbols: bytes | None = None  # an ELF image whose symbol table describes the guest
+    symbols: bytes | memoryview | None = None  # an ELF image whose symbol table names functions
+    notes: tuple[str, ...] = ()  # what the user should know: one line each, for stderr
 
 
 class E820(NamedTuple):
-    """One entry of the memory map given to the guest (ACPI 6.5 §15 System Address Map Interfaces)."""
+    """One entry of the guest's memory map (ACPI 6.5 §15 System Address Map Interfaces)."""
 
     gpa: int
     size: int
@@ -54,3 +55,4 @@ class BootSpec:
     mode: CpuMode | None = None  # flat binaries only
     load: int | None = None  # flat binaries only: gpa
     entry: int | None = None  # flat binaries only: gpa
+    name: bytes = b"kernel"  # the image's file name: argv[0] of a multiboot command line

@@ -1,0 +1,110 @@
+"""bzImage: a real-mode setup part, a decompressor, and a vmlinux compressed behind it.
+
+Reached from `boot.load()` for every image with a Linux setup header. It chooses the entry::
+
+    image[0:setup_size]   boot sector and real-mode code ──> linux16 (realmode.py)
+    image[setup_size:]    protected-mode code: +0x000 ─────> linux32
+                                               +0x200 ─────> bzimage64
+                                               payload ────> linux64, pvh (the vmlinux itself)
+
+Source: Linux Documentation/arch/x86/boot.rst, "32-bit BOOT PROTOCOL" and "64-bit BOOT PROTOCOL".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pykvm import layout
+from pykvm.boot import elf, linux64, pvh
+from pykvm.boot.bootparams import write_zero_page
+from pykvm.boot.claims import Claims
+from pykvm.boot.entry import CpuMode, Entry
+from pykvm.boot.payload import UnsupportedError
+from pykvm.boot.setupheader import Field, LoadFlags, SetupHeader, XLoadFlags
+from pykvm.errors import BootError
+
+if TYPE_CHECKING:
+    from pykvm.boot.entry import BootSpec
+    from pykvm.memory import GuestMemory
+
+ENTRY_64: Final = 0x200  # "the start address of loaded 64-bit kernel plus 0x200"
+
+
+def load(image: memoryview, memory: GuestMemory, spec: BootSpec, protocol: str) -> Entry:
+    """Load a bzImage by `protocol`; "bzimage" chooses one. Raises `BootError`."""
+    header = SetupHeader.parse(image)
+    notes: tuple[str, ...] = ()
+    vmlinux = None
+    if protocol in ("linux64", "pvh"):
+        vmlinux = _extract(image, header, memory)
+    elif protocol == "bzimage":
+        try:
+            vmlinux = _extract(image, header, memory) if _may_be_64_bit(header) else None
+        except UnsupportedError as reason:
+            notes = (f"the guest decompresses its kernel itself, which takes longer: {reason}",)
+        protocol = _choose(header, vmlinux)
+
+    if protocol in ("linux64", "pvh"):
+        if vmlinux is None:
+            raise BootError(f"KERNEL: it has no vmlinux inside, which --protocol {protocol} needs")
+        if protocol == "pvh":
+            return pvh.load(vmlinux, memory, spec)
+        return linux64.load(vmlinux, memory, spec, header)
+    if protocol == "linux16":
+        from pykvm.boot import realmode
+
+        return realmode.load(image, memory, spec, header)
+    return _load_protected(image, memory, spec, header, protocol, notes)
+
+
+def _extract(image: memoryview, header: SetupHeader, memory: GuestMemory) -> memoryview | None:
+    """The vmlinux inside, or None when there is none."""
+    from pykvm.boot import vmlinux
+
+    data = vmlinux.find_payload(image, header)
+    return None if data is None else vmlinux.extract(data, memory)
+
+
+def _may_be_64_bit(header: SetupHeader) -> bool:
+    """Whether the payload can be a 64-bit vmlinux; before protocol 2.12 the header does not say."""
+    return header.version < 0x20C or bool(header[Field.xloadflags] & XLoadFlags.KERNEL_64)
+
+
+def _choose(header: SetupHeader, vmlinux: memoryview | None) -> str:
+    """The best protocol of an image.
+
+    A header without code32_start has no 32-bit entry: boot.rst calls that field "the address to
+    jump to in protected mode". iPXE's .lkrn is such an image; memtest86+ and Linux are not.
+    """
+    if vmlinux is not None and elf.parse(vmlinux).bits == 64:
+        return "linux64"
+    if header[Field.xloadflags] & XLoadFlags.KERNEL_64:
+        return "bzimage64"
+    if header[Field.loadflags] & LoadFlags.LOADED_HIGH and header[Field.code32_start]:
+        return "linux32"
+    return "linux16"
+
+
+def _load_protected(
+    image: memoryview,
+    memory: GuestMemory,
+    spec: BootSpec,
+    header: SetupHeader,
+    protocol: str,
+    notes: tuple[str, ...],
+) -> Entry:
+    """Load the protected-mode code where it likes to be and enter it in 32- or 64-bit mode."""
+    long = protocol == "bzimage64"
+    if long and not header[Field.xloadflags] & XLoadFlags.KERNEL_64:
+        raise BootError("KERNEL: it has no 64-bit entry (XLF_KERNEL_64); try --protocol linux32")
+    if not long and not header[Field.loadflags] & LoadFlags.LOADED_HIGH:
+        raise BootError("KERNEL: a zImage, made to be loaded below 1 MiB; build a bzImage")
+    part = header.protected_part(image)
+    gpa = header[Field.pref_address] or header[Field.code32_start] or layout.HIGH_MEMORY
+    mode = CpuMode.LONG if long else CpuMode.PROTECTED
+    claims = Claims(memory, spec, mode)
+    claims.claim(gpa, max(len(part), header[Field.init_size]), "the kernel")
+    memory.write(gpa, part)
+    header = header.replace({Field.code32_start: gpa & 0xFFFF_FFFF})
+    regs = write_zero_page(memory, spec, claims, header)
+    return Entry(protocol, mode, gpa + ENTRY_64 if long else gpa, regs, notes=notes)

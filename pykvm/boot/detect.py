@@ -1,0 +1,111 @@
+"""Which protocol an image wants, by its magic; and what to say of one that has none.
+
+Reached from `boot.load()`. Read `boot/__init__`, which draws the decisions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pykvm.boot import elf, multiboot, setupheader
+from pykvm.errors import BootError
+
+if TYPE_CHECKING:
+    from pykvm.memory import GuestMemory
+
+GO_FLAT: Final = "if it is a raw binary, say how to enter it: --mode real|protected|long"
+
+# (offset, magic, what it is and what to do instead)
+FOREIGN: Final[tuple[tuple[int, bytes, str], ...]] = (
+    (0x38, b"ARM\x64", "an arm64 kernel image; this machine is x86"),
+    (0x30, b"RISCV\0\0\0", "a RISC-V kernel image; this machine is x86"),
+    (0, b"\x27\x05\x19\x56", "a U-Boot image; unpack the kernel in it"),
+    (0, b"QFI\xfb", "a qcow2 disk image, not a kernel; pass the kernel it would boot"),
+    (0x8001, b"CD001", "an ISO 9660 image, not a kernel; pass the kernel inside it"),
+    (0x438, b"\x53\xef", "an ext2/3/4 file system, not a kernel; pass the kernel inside it"),
+    (0, b"hsqs", "a squashfs file system, not a kernel; pass the kernel inside it"),
+    (0, b"070701", "a cpio archive: that is an initrd; pass it with --initrd and a kernel here"),
+    (0, b"!<arch>\n", "an ar archive, such as a .deb; unpack it and pass the vmlinuz inside"),
+    (0, b"PK\x03\x04", "a zip archive; unpack it and pass the kernel inside"),
+    (0x101, b"ustar", "a tar archive; unpack it and pass the kernel inside"),
+    (0, b"#!", "a script, not a kernel"),
+    (0, b"MZ", "an EFI application without a Linux boot header; take the bzImage out of it"),
+)
+
+
+def is_bzimage(image: memoryview) -> bool:
+    """Whether `image` has a Linux setup header."""
+    at = setupheader.MAGIC_OFFSET
+    return bytes(image[at : at + 4]) == setupheader.MAGIC
+
+
+def protocol(image: memoryview) -> str:
+    """Return the protocol `image` is made for. Raises `BootError` naming what it is instead.
+
+    For a bzImage this is "bzimage": the loader of that name looks into it.
+    """
+    if is_bzimage(image):
+        return "bzimage"
+    if multiboot.find_header(image):
+        return "multiboot"
+    if bytes(image[:4]) == elf.MAGIC:
+        return _elf_protocol(elf.parse(image))
+    raise BootError(f"KERNEL: {_description(image)}")
+
+
+def flat_or_refuse(image: memoryview) -> str:
+    """Return "flat", unless `image` is plainly something else: then the option is the mistake."""
+    for what, found in (
+        ("a Linux bzImage", is_bzimage(image)),
+        ("an ELF file", bytes(image[:4]) == elf.MAGIC),
+    ):
+        if found:
+            raise BootError(
+                f"--mode, --load and --entry are for flat binaries, KERNEL is {what}; drop them, "
+                "or add --protocol flat"
+            )
+    return "flat"
+
+
+def uncompressed(image: memoryview, memory: GuestMemory) -> memoryview:
+    """Return what `image` holds when it is a compressed kernel, else `image` itself.
+
+    Raises `BootError`.
+    """
+    from pykvm.boot import payload
+
+    if payload.format_of(image) is None:
+        return image
+    return memoryview(payload.decompress(image, memory.size))
+
+
+def _elf_protocol(kernel: elf.Elf) -> str:
+    """multiboot was ruled out: a PVH note, or 64-bit Linux."""
+    from pykvm.boot import pvh
+
+    has_pvh = pvh.entry_of(kernel) is not None
+    if kernel.bits == 64:
+        # A Linux kernel has both entries, and its 64-bit one needs less of it. Other kernels with
+        # the note have nothing that a 64-bit Linux entry could jump to.
+        return "pvh" if has_pvh and not pvh.is_linux(kernel) else "linux64"
+    if has_pvh:
+        return "pvh"
+    if multiboot.is_multiboot2(kernel.image):
+        raise BootError("KERNEL: multiboot 2 only; pykvm boots multiboot 1 (magic 0x1badb002)")
+    raise BootError("KERNEL: a 32-bit ELF without a multiboot header or a PVH note: no known entry")
+
+
+def _description(image: memoryview) -> str:
+    """What an image without a known magic seems to be, and the remedy."""
+    for offset, magic, what in FOREIGN:
+        if bytes(image[offset : offset + len(magic)]) == magic:
+            return f"this is {what}"
+    if multiboot.is_multiboot2(image):
+        return "multiboot 2 only; pykvm boots multiboot 1 (magic 0x1badb002)"
+    if len(image) == 512 and bytes(image[510:512]) == b"\x55\xaa":
+        return "a boot sector; enter it as a PC would: --mode real"
+    if len(image) < setupheader.MAGIC_OFFSET + 4:
+        return f"{len(image)} bytes without a known magic; {GO_FLAT}"
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in image[:512]):
+        return "a text file, not a kernel"
+    return f"no known magic: not a bzImage, an ELF file or a multiboot image; {GO_FLAT}"

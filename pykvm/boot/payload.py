@@ -1,0 +1,142 @@
+"""Decompression of kernel payloads: every format Linux' build system can choose.
+
+Reached from `vmlinux` (the payload of a bzImage) and `detect` (a compressed ELF file). What is not
+in Python's standard library is imported when met: zstandard, lz4, lzo. Source of the formats a
+payload can have: Linux Documentation/arch/x86/boot.rst, "payload_offset"; scripts/Makefile.lib.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pykvm.errors import BootError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHUNK: Final = 1 << 20
+LZMA_MEMORY: Final = 1 << 28  # an xz dictionary has at most 128 MiB in kernels
+ZSTD_WINDOW: Final = 1 << 27  # `zstd --ultra -22`
+LZ4_BLOCK: Final = 8 << 20  # the legacy frame's block size
+
+
+class UnsupportedError(BootError):
+    """The payload may be good, but nothing here can decompress it."""
+
+
+def _gzip(data: memoryview, limit: int) -> bytes:
+    import zlib
+
+    stream = zlib.decompressobj(wbits=31)
+    return _whole(stream.decompress(data, limit + 1), stream.eof, limit)
+
+
+def _bzip2(data: memoryview, limit: int) -> bytes:
+    import bz2
+
+    stream = bz2.BZ2Decompressor()
+    return _whole(stream.decompress(data, limit + 1), stream.eof, limit)
+
+
+def _xz(data: memoryview, limit: int) -> bytes:
+    import lzma
+
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=LZMA_MEMORY)
+    return _whole(stream.decompress(data, limit + 1), stream.eof, limit)
+
+
+def _lzma(data: memoryview, limit: int) -> bytes:
+    import lzma
+
+    stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=LZMA_MEMORY)
+    return _whole(stream.decompress(data, limit + 1), stream.eof, limit)
+
+
+def _zstd(data: memoryview, limit: int) -> bytes:
+    try:
+        from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # 3.14
+    except ImportError:
+        return _zstandard(data, limit)
+    stream = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 27})
+    return _whole(stream.decompress(data, limit + 1), stream.eof, limit)
+
+
+def _zstandard(data: memoryview, limit: int) -> bytes:
+    try:
+        import zstandard
+    except ImportError:
+        raise UnsupportedError("zstd needs Python's zstandard: pip install zstandard") from None
+    output = bytearray()
+    with zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).stream_reader(data) as reader:
+        while len(output) <= limit and (chunk := reader.read(CHUNK)):
+            output += chunk
+    return _whole(output, True, limit)
+
+
+def _lz4(data: memoryview, limit: int) -> bytes:
+    """LZ4's legacy frame (lz4 doc/lz4_Frame_format.md, "Legacy frame"): blocks, each with its size."""
+    try:
+        from lz4 import block  # type: ignore[import-untyped]
+    except ImportError:
+        raise UnsupportedError("lz4 needs Python's lz4: pip install lz4") from None
+    output = bytearray()
+    at = 4
+    while at + 4 <= len(data) and len(output) <= limit:
+        size = int.from_bytes(data[at : at + 4], "little")
+        if at + 4 + size > len(data):
+            return _whole(output, False, limit)
+        output += block.decompress(data[at + 4 : at + 4 + size], uncompressed_size=LZ4_BLOCK)
+        at += 4 + size
+    return _whole(output, True, limit)
+
+
+def _lzo(data: memoryview, limit: int) -> bytes:
+    raise UnsupportedError("lzo has no maintained Python library")
+
+
+# By magic, longest first where one could be taken for another.
+FORMATS: Final[tuple[tuple[bytes, str, Callable[[memoryview, int], bytes]], ...]] = (
+    (b"\xfd7zXZ\0", "xz", _xz),
+    (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
+    (b"\x02\x21\x4c\x18", "lz4", _lz4),
+    (b"\x89LZO\0\r\n\x1a\n", "lzo", _lzo),
+    (b"\x1f\x8b\x08", "gzip", _gzip),
+    (b"BZh", "bzip2", _bzip2),
+    (b"\x5d\0\0", "lzma", _lzma),
+)
+
+
+def format_of(data: memoryview) -> str | None:
+    """The compression format's name by the magic at the start of `data`."""
+    return next((name for magic, name, _ in FORMATS if data[: len(magic)] == magic), None)
+
+
+def decompress(data: memoryview, limit: int) -> bytes:
+    """Return what `data` holds; bytes after its end do not matter.
+
+    At most a little more than `limit` bytes are ever made. Raises `UnsupportedError` for another
+    format or a missing library, `BootError` for damaged data or more than `limit` bytes.
+    """
+    name = format_of(data)
+    if name is None:
+        raise UnsupportedError(f"unknown compression (magic {bytes(data[:6]).hex(' ')})")
+    function = next(function for _, known, function in FORMATS if known == name)
+    try:
+        return function(data, limit)
+    except BootError:
+        raise
+    except Exception as error:
+        # Six libraries, each with errors of its own, all of them about the user's file.
+        raise BootError(f"KERNEL: its {name} payload is damaged: {error}") from error
+
+
+def _whole(output: bytes | bytearray, complete: bool, limit: int) -> bytes:
+    """Check that a stream's output is all of it and no more than `limit`."""
+    if len(output) > limit:
+        raise BootError(
+            f"--memory: the kernel decompresses to more than the {limit} bytes there is room for; "
+            "try a larger --memory"
+        )
+    if not complete:
+        raise BootError("KERNEL: its compressed payload is truncated; copy the file again")
+    return bytes(output)
