@@ -52,7 +52,7 @@ int main(void)
 {
     on_interrupt(IRQ_VECTOR(IRQ_COM1), received, 0);
     load_idt();
-    *lapic(LAPIC_LVT_LINT0) = 0x700; /* ExtINT: the PICs are wired to it */
+    lapic_enable();
     pic_enable(IRQ_COM1);
     outb(PORT_COM1 + MODEM_CONTROL, MODEM_OUT2);
     outb(PORT_COM1 + INTERRUPT_ENABLE, ENABLE_RECEIVED);

@@ -102,4 +102,12 @@ static volatile uint32_t *lapic(enum lapic reg)
     return (volatile uint32_t *)(0xFEE00000UL + reg);
 }
 
+/* Turn the local APIC on and let the PICs' interrupts through it; in this order, for an APIC that
+ * is off masks whatever is written to its local vector table. */
+static void lapic_enable(void)
+{
+    *lapic(LAPIC_SPURIOUS) = 1 << 8 | 0xff;
+    *lapic(LAPIC_LVT_LINT0) = 0x700; /* ExtINT: LINT0 is where the PICs are wired to */
+}
+
 #endif

@@ -106,7 +106,7 @@ int main(const struct boot_params *params)
 
     for (const uint8_t *from = trampoline; from < trampoline_end;)
         *page++ = *from++;
-    *lapic(LAPIC_SPURIOUS) = 1 << 8 | 0xff;
+    lapic_enable();
     *lapic(LAPIC_ICR) = ICR_INIT;
     *lapic(LAPIC_ICR) = ICR_STARTUP(START_PAGE);
 

@@ -16,7 +16,6 @@
 
 #define LAPIC_VECTOR   0x40
 #define TIMER_PERIODIC (1 << 17)
-#define LINT0_EXTINT   0x700 /* LINT0 is where the PICs are wired to */
 
 static volatile unsigned long ticks;
 
@@ -48,8 +47,7 @@ int main(const struct boot_params *params)
     on_interrupt(IRQ_VECTOR(0), pit_tick, 0);
     on_interrupt(LAPIC_VECTOR, lapic_tick, 0);
     load_idt();
-    *lapic(LAPIC_SPURIOUS) = 1 << 8 | 0xff;
-    *lapic(LAPIC_LVT_LINT0) = LINT0_EXTINT;
+    lapic_enable();
 
     pic_enable(0);
     outb(PIT_COMMAND, 0x34); /* channel 0, low then high byte, mode 2: rate generator */
