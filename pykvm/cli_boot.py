@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--append",
         metavar="TEXT",
-        help=f"the kernel command line, taken as given (default: {CMDLINE_DEFAULT!r})",
+        help=f"the kernel command line, taken as given (default: {CMDLINE_DEFAULT!r} for Linux)",
     )
     add(
         "--add",
@@ -126,7 +126,7 @@ def run(args: Namespace) -> int:
         kernel=kernel,
         initrd=_initrds(args, command, linux),
         modules=tuple(args.module),
-        cmdline=_cmdline(args, command),
+        cmdline=args.append if args.append is not None else CMDLINE_DEFAULT if linux else "",
         memory=parse_size(args.memory),
         cpus=_number(args.cpus, "--cpus", int),
         cpu=args.cpu,
@@ -212,12 +212,6 @@ def _mode(name: str | None) -> CpuMode | None:
         return None if name is None else CpuMode(name)
     except ValueError:
         raise ConfigError(f"--mode: {name!r} is unknown; write real, protected or long") from None
-
-
-def _cmdline(args: Namespace, command: list[str]) -> str:
-    if args.append is None:
-        return CMDLINE_DEFAULT
-    return str(args.append)
 
 
 def _initrds(args: Namespace, command: list[str], linux: bool) -> tuple[str | bytes, ...]:

@@ -41,7 +41,7 @@ class MachineConfig:
     kernel: str | os.PathLike[str] | bytes  # a path, or the image itself
     initrd: tuple[str | os.PathLike[str] | bytes, ...] = ()  # joined in this order
     modules: tuple[str, ...] = ()  # multiboot modules: "FILE ARGUMENTS…"
-    cmdline: str = CMDLINE_DEFAULT  # taken as given
+    cmdline: str = ""  # taken as given
     memory: int = MEMORY_DEFAULT  # bytes
     cpus: int = 1
     cpu: str = "host"  # host[,+FEATURE][,-FEATURE]…

@@ -57,8 +57,8 @@ _ROWS: Final = {
     ),
     (0x8000_0001, 0, "ecx"): (
         "lahf_lm cmp_legacy svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs "
-        "xop skinit wdt - lwp fma4 tce - nodeid_msr - tbm topoext perfctr_core perfctr_nb - bpext - "
-        "perfctr_llc mwaitx"
+        "xop skinit wdt - lwp fma4 tce - nodeid_msr - tbm topoext perfctr_core perfctr_nb - bpext "
+        "- perfctr_llc mwaitx"
     ),
     (0x8000_0001, 0, "edx"): (
         "- - - - - - - - - - - syscall - - - - - - - mp nx - mmxext - - fxsr_opt pdpe1gb rdtscp - "

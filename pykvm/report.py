@@ -195,10 +195,11 @@ class Symbols:
 
         from elftools.common.exceptions import ELFError
         from elftools.elf.elffile import ELFFile
+        from elftools.elf.sections import SymbolTableSection
 
         try:
             table = ELFFile(io.BytesIO(image)).get_section_by_name(".symtab")
-            for symbol in table.iter_symbols() if table else ():
+            for symbol in table.iter_symbols() if isinstance(table, SymbolTableSection) else ():
                 if symbol["st_info"]["type"] in ("STT_FUNC", "STT_NOTYPE") and symbol.name:
                     self._functions.append((symbol["st_value"], symbol["st_size"], symbol.name))
         except (ELFError, ValueError, KeyError, UnicodeDecodeError):
