@@ -6,11 +6,15 @@ mapped once (csrc/mem.c); KVM sees the same pages through memslots. Read `layout
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+import os
+from typing import Final, NamedTuple, Self
 
 from pykvm import layout
 from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError, PykvmError, check
+
+# From this size on, writing to the memfd is twice as fast as to its mapping: no page faults.
+PWRITE_SIZE: Final = 1 << 20
 
 
 class GuestMemoryError(PykvmError, IndexError):
@@ -73,7 +77,12 @@ class GuestMemory:
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` in. Raises `GuestMemoryError`, having written nothing."""
-        self.view(gpa, len(data))[:] = data
+        view = self.view(gpa, len(data))
+        if len(data) >= PWRITE_SIZE:
+            offset = gpa if gpa < self.low_end else gpa - self.handle.high_base + self.low_end
+            written = os.pwrite(self.handle.fd, data, offset)
+            view, data = view[written:], data[written:]
+        view[:] = data
 
     def close(self) -> None:
         """Unmap. Safe to call twice."""
