@@ -48,13 +48,13 @@ def load(
     `protocol` forces one of `PROTOCOLS`. Whatever the image's bytes are, the work is bounded by the
     image's and the guest's size, and the only error raised is `BootError`.
     """
-    from pykvm.boot import detect
-
     if protocol is not None and protocol not in PROTOCOLS:
         raise BootError(f"--protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}")
     view = memoryview(image)
     if not len(view):
         raise BootError("KERNEL: the file is empty")
+    from pykvm.boot import detect
+
     if protocol is None and (spec.mode, spec.load, spec.entry) != (None, None, None):
         protocol = detect.flat_or_refuse(view)
     if protocol != "flat":

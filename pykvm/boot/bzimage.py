@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory
 
+VERSION_32: Final = 0x207  # "Added paravirtualised boot protocol", which enters in 32-bit mode
 ENTRY_64: Final = 0x200  # "the start address of loaded 64-bit kernel plus 0x200"
 
 
@@ -73,14 +74,16 @@ def _may_be_64_bit(header: SetupHeader) -> bool:
 def _choose(header: SetupHeader, vmlinux: memoryview | None) -> str:
     """The best protocol of an image.
 
-    A header without code32_start has no 32-bit entry: boot.rst calls that field "the address to
-    jump to in protected mode". iPXE's .lkrn is such an image; memtest86+ and Linux are not.
+    Programs that dress up as a kernel may have nothing but real-mode code to enter. No flag says
+    so; their headers do: code32_start, "the address to jump to in protected mode", is 0 (iPXE), or
+    the protocol is older than the one that made the 32-bit entry official (memdisk, GRUB's
+    lnxboot). A real kernel of that age is entered in real mode too, as its own boot loaders did.
     """
     if vmlinux is not None and elf.parse(vmlinux).bits == 64:
         return "linux64"
     if header[Field.xloadflags] & XLoadFlags.KERNEL_64:
         return "bzimage64"
-    if header[Field.loadflags] & LoadFlags.LOADED_HIGH and header[Field.code32_start]:
+    if header.version >= VERSION_32 and header[Field.code32_start]:
         return "linux32"
     return "linux16"
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pykvm.boot import elf, multiboot, setupheader
 from pykvm.errors import BootError
 
 if TYPE_CHECKING:
+    from pykvm.boot import elf
     from pykvm.memory import GuestMemory
+
+LINUX_MAGIC: Final = b"HdrS"  # boot.rst, "header": in the setup header of a bzImage
+LINUX_MAGIC_OFFSET: Final = 0x202
+ELF_MAGIC: Final = b"\x7fELF"
 
 GO_FLAT: Final = "if it is a raw binary, say how to enter it: --mode real|protected|long"
 
@@ -35,8 +39,12 @@ FOREIGN: Final[tuple[tuple[int, bytes, str], ...]] = (
 
 def is_bzimage(image: memoryview) -> bool:
     """Whether `image` has a Linux setup header."""
-    at = setupheader.MAGIC_OFFSET
-    return bytes(image[at : at + 4]) == setupheader.MAGIC
+    return bytes(image[LINUX_MAGIC_OFFSET : LINUX_MAGIC_OFFSET + 4]) == LINUX_MAGIC
+
+
+def is_elf(image: memoryview) -> bool:
+    """Whether `image` is an ELF file, or the beginning of one."""
+    return bytes(image[:4]) == ELF_MAGIC
 
 
 def protocol(image: memoryview) -> str:
@@ -46,9 +54,13 @@ def protocol(image: memoryview) -> str:
     """
     if is_bzimage(image):
         return "bzimage"
+    from pykvm.boot import multiboot
+
     if multiboot.find_header(image):
         return "multiboot"
-    if bytes(image[:4]) == elf.MAGIC:
+    if is_elf(image):
+        from pykvm.boot import elf
+
         return _elf_protocol(elf.parse(image))
     raise BootError(f"KERNEL: {_description(image)}")
 
@@ -57,7 +69,7 @@ def flat_or_refuse(image: memoryview) -> str:
     """Return "flat", unless `image` is plainly something else: then the option is the mistake."""
     for what, found in (
         ("a Linux bzImage", is_bzimage(image)),
-        ("an ELF file", bytes(image[:4]) == elf.MAGIC),
+        ("an ELF file", is_elf(image)),
     ):
         if found:
             raise BootError(
@@ -81,7 +93,7 @@ def uncompressed(image: memoryview, memory: GuestMemory) -> memoryview:
 
 def _elf_protocol(kernel: elf.Elf) -> str:
     """multiboot was ruled out: a PVH note, or 64-bit Linux."""
-    from pykvm.boot import pvh
+    from pykvm.boot import multiboot, pvh
 
     has_pvh = pvh.entry_of(kernel) is not None
     if kernel.bits == 64:
@@ -97,14 +109,16 @@ def _elf_protocol(kernel: elf.Elf) -> str:
 
 def _description(image: memoryview) -> str:
     """What an image without a known magic seems to be, and the remedy."""
+    from pykvm.boot import multiboot
+
     for offset, magic, what in FOREIGN:
         if bytes(image[offset : offset + len(magic)]) == magic:
             return f"this is {what}"
     if multiboot.is_multiboot2(image):
         return "multiboot 2 only; pykvm boots multiboot 1 (magic 0x1badb002)"
-    if len(image) == 512 and bytes(image[510:512]) == b"\x55\xaa":
+    if len(image) == 512 and bytes(image[510:]) == b"\x55\xaa":
         return "a boot sector; enter it as a PC would: --mode real"
-    if len(image) < setupheader.MAGIC_OFFSET + 4:
+    if len(image) < LINUX_MAGIC_OFFSET + len(LINUX_MAGIC):
         return f"{len(image)} bytes without a known magic; {GO_FLAT}"
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in image[:512]):
         return "a text file, not a kernel"

@@ -7,11 +7,10 @@ pyelftools, and only when a report wants them: importing it costs more than load
 
 from __future__ import annotations
 
-import enum
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pykvm.boot.detect import is_elf
 from pykvm.errors import BootError
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
     from pykvm.boot.claims import Claims
     from pykvm.memory import GuestMemory
-
-MAGIC: Final = b"\x7fELF"
 
 # e_type e_machine e_version e_entry e_phoff e_shoff e_flags e_ehsize e_phentsize e_phnum …
 HEADER32: Final = struct.Struct("<16x HHI III I HHHHHH")
@@ -40,20 +37,20 @@ SHT_SYMTAB: Final = 2
 NOTES_MAX: Final = 256  # more notes than any kernel has: an end for hostile images
 
 
-class Machine(enum.IntEnum):
-    """e_machine: the two that run here, and those a user may hand in by mistake."""
-
-    SPARC = 2
-    I386 = 3
-    MIPS = 8
-    POWERPC = 20
-    POWERPC64 = 21
-    S390 = 22
-    ARM = 40
-    X86_64 = 62
-    AARCH64 = 183
-    RISCV = 243
-    LOONGARCH = 258
+# e_machine: the two that run here, and those a user may hand in by mistake.
+EM_386: Final = 3
+EM_X86_64: Final = 62
+FOREIGN_MACHINES: Final = {
+    2: "SPARC",
+    8: "MIPS",
+    20: "PowerPC",
+    21: "64-bit PowerPC",
+    22: "S/390",
+    40: "Arm",
+    183: "arm64",
+    243: "RISC-V",
+    258: "LoongArch",
+}
 
 
 class Segment(NamedTuple):
@@ -67,8 +64,7 @@ class Segment(NamedTuple):
     memory_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Elf:
+class Elf(NamedTuple):
     """An ELF executable for x86: bytes and what its headers say of them."""
 
     image: memoryview
@@ -118,8 +114,8 @@ class Elf:
 
 def parse(image: memoryview) -> Elf:
     """Read the headers of `image`. Raises `BootError` for anything not an x86 executable."""
-    if bytes(image[:4]) != MAGIC or len(image) < HEADER32.size:
-        raise BootError(f"KERNEL: {len(image)} bytes are not an ELF file, or only its beginning")
+    if not is_elf(image) or len(image) < HEADER32.size:
+        raise BootError("KERNEL: not an ELF file, or only the beginning of one")
     if image[4] not in (1, 2) or image[5] != 1:
         raise BootError(
             "KERNEL: an ELF file of another kind than 32- or 64-bit little-endian; "
@@ -131,8 +127,8 @@ def parse(image: memoryview) -> Elf:
         raise BootError("KERNEL: the ELF header is truncated; copy the file again")
     (_type, machine, _version, entry, phoff, shoff, _flags, _ehsize, phentsize, phnum, shentsize,
      shnum, _shstrndx) = header.unpack_from(image)  # fmt: skip
-    if machine not in (Machine.I386, Machine.X86_64):
-        name = Machine(machine).name if machine in set(Machine) else f"machine {machine}"
+    if machine not in (EM_386, EM_X86_64):
+        name = FOREIGN_MACHINES.get(machine, f"machine {machine}")
         raise BootError(f"KERNEL: an ELF file for {name}; pykvm boots kernels for x86")
     if phnum == 0:
         raise BootError("KERNEL: the ELF file has no program headers: not linked, or a module")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pykvm import layout
 from pykvm.boot import elf
 from pykvm.boot.claims import Claims, page_align
+from pykvm.boot.detect import is_elf
 from pykvm.boot.e820 import memory_map
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.errors import BootError
@@ -60,8 +60,7 @@ class InfoFlags(enum.IntFlag):
     LOADER_NAME = 1 << 9
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A valid multiboot header, `offset` bytes into the image."""
 
     offset: int
@@ -104,7 +103,7 @@ def load(image: memoryview, memory: GuestMemory, spec: BootSpec) -> Entry:
     symbols = None
     if header.flags & HeaderFlags.ADDRESSES:
         entry = _load_addresses(image, header, memory, claims)
-    elif bytes(image[:4]) == elf.MAGIC:
+    elif is_elf(image):
         kernel = elf.parse(image)
         entry = kernel.physical_entry()
         elf.load_segments(kernel, memory, claims)

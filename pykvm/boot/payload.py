@@ -74,7 +74,7 @@ def _zstandard(data: memoryview, limit: int) -> bytes:
 
 
 def _lz4(data: memoryview, limit: int) -> bytes:
-    """LZ4's legacy frame (lz4 doc/lz4_Frame_format.md, "Legacy frame"): blocks, each with its size."""
+    """LZ4's legacy frame (lz4_Frame_format.md, "Legacy frame"): blocks, each with its size."""
     try:
         from lz4 import block  # type: ignore[import-untyped]
     except ImportError:
@@ -108,7 +108,7 @@ FORMATS: Final[tuple[tuple[bytes, str, Callable[[memoryview, int], bytes]], ...]
 
 def format_of(data: memoryview) -> str | None:
     """The compression format's name by the magic at the start of `data`."""
-    return next((name for magic, name, _ in FORMATS if data[: len(magic)] == magic), None)
+    return next((name for magic, name, _ in FORMATS if bytes(data[: len(magic)]) == magic), None)
 
 
 def decompress(data: memoryview, limit: int) -> bytes:

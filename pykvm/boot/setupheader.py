@@ -8,15 +8,13 @@ Header", whose names the fields keep; offsets are those of the image, where the 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Final
 
+from pykvm.boot.detect import LINUX_MAGIC, LINUX_MAGIC_OFFSET, is_bzimage
 from pykvm.errors import BootError
 
 HEADER_START: Final = 0x1F1
 HEADER_END_MAX: Final = 0x290  # in the zero page, edd_mbr_sig_buffer starts here
-MAGIC_OFFSET: Final = 0x202
-MAGIC: Final = b"HdrS"
 BOOT_FLAG: Final = 0xAA55
 SECTOR: Final = 512
 
@@ -64,21 +62,23 @@ class Field(enum.Enum):
     init_size = (0x260, 4, 0x20A)
 
 
-@dataclass(frozen=True, slots=True)
 class SetupHeader:
     """A setup header: `raw` is the image from 0x1f1 to the header's end."""
 
-    raw: bytes
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
 
     @classmethod
     def parse(cls, image: memoryview) -> SetupHeader:
         """Read the header of a bzImage or zImage. Raises `BootError` when there is none."""
-        if bytes(image[MAGIC_OFFSET : MAGIC_OFFSET + 4]) != MAGIC:
+        if not is_bzimage(image):
             raise BootError(
                 "KERNEL: no Linux setup header (HdrS): not a bzImage, or of before Linux 1.3.73"
             )
         # "the end of setup header can be calculated as 0x0202 + byte value at offset 0x0201"
-        end = min(MAGIC_OFFSET + image[0x201], HEADER_END_MAX)
+        end = min(LINUX_MAGIC_OFFSET + image[0x201], HEADER_END_MAX)
         header = cls(bytes(image[HEADER_START:end]))
         shortest = Field.ramdisk_size.value[0] + 4 - HEADER_START  # of all protocols
         if len(header.raw) < shortest or header[Field.boot_flag] != BOOT_FLAG:
@@ -89,7 +89,8 @@ class SetupHeader:
     def for_vmlinux(cls) -> SetupHeader:
         """The header of a bare vmlinux, whose own was left behind with its bzImage."""
         header = bytearray(Field.init_size.value[0] + 4 - HEADER_START)
-        header[MAGIC_OFFSET - HEADER_START :][:4] = MAGIC
+        at = LINUX_MAGIC_OFFSET - HEADER_START
+        header[at : at + 4] = LINUX_MAGIC
         return cls(bytes(header)).replace(
             {
                 Field.boot_flag: BOOT_FLAG,
