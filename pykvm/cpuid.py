@@ -78,6 +78,7 @@ FEATURES: Final = {
 }
 
 _HTT = FEATURES["ht"]
+_HYPERVISOR = FEATURES["hypervisor"]
 _CMP_LEGACY = FEATURES["cmp_legacy"]
 _TSC_DEADLINE = FEATURES["tsc_deadline_timer"]
 
@@ -115,9 +116,12 @@ def build(
     `supported` is what KVM offers, `features` the user's changes to it. Raises `ConfigError` for a
     feature that KVM does not offer.
     """
-    if tsc_deadline:
-        # KVM_CAP_TSC_DEADLINE_TIMER: never reported by KVM_GET_SUPPORTED_CPUID, set by us.
-        supported = [_with_bit(entry, _TSC_DEADLINE, True) for entry in supported]
+    # Two bits that KVM_GET_SUPPORTED_CPUID leaves to us: that there is a hypervisor (without it no
+    # guest looks for kvmclock), and KVM_CAP_TSC_DEADLINE_TIMER's.
+    supported = [
+        _with_bit(_with_bit(entry, _HYPERVISOR, True), _TSC_DEADLINE, tsc_deadline)
+        for entry in supported
+    ]
     table = [_place(e, apic_id, cpus) for e in supported if e.function not in (0xB, 0x1F)]
     table += _extended_topology(0xB, apic_id, cpus)
     for name, wanted in features.items():
