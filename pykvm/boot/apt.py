@@ -63,7 +63,7 @@ class Apt:
         self._options = ("-qq", "-c", str(conf))
 
     def update(self) -> str:
-        """Fetch the package lists anew; return what apt complained of, on one line.
+        """Fetch the package lists anew; return what apt complained of, on one line, or "".
 
         Not an error by itself: one dead source among several matters only to who misses a package.
         """
@@ -146,7 +146,8 @@ def with_lists(task: Callable[[Apt], T], note: Callable[[str], None], *, update:
             pass  # these lists may be too old to know what the user wants
     note("updating the package lists")
     apt = Apt(private=True)
-    complaint = apt.update()
+    if complaint := apt.update():
+        note(complaint)
     if not apt.names("linux-"):
         raise HostError(
             f"apt could not fetch its package lists: {complaint}; "
@@ -182,7 +183,7 @@ def run(command: Sequence[str]) -> CompletedProcess[str]:
 
 
 def _reason(stderr: str) -> str:
-    """Return the errors of what apt or dpkg printed, on one line; all of it when none is marked."""
+    """Return the first error that apt or dpkg printed, else the first line, else nothing."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("E:").strip() for line in lines if line.startswith("E:")]
-    return "; ".join(errors or lines) or "no reason given"
+    errors = [line for line in lines if line.startswith("E:")]
+    return (errors or lines or [""])[0].removeprefix("E:").removeprefix("W:").strip()

@@ -232,12 +232,11 @@ def _named(option: str, value: str) -> Kernel:
     from pathlib import Path
 
     path = Path(value)
-    if path.is_dir():
-        raise ConfigError(f"{option}: {value} is a directory; name the kernel image in it")
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return kernel_at(path)
     if "/" in value:
-        raise ConfigError(f"{option}: there is no file {value}")
+        wrong = "is a directory; name the kernel in it" if path.is_dir() else "is not there"
+        raise ConfigError(f"{option}: {value} {wrong}")
     kernels = installed()
     for kernel in kernels:
         if matches(_release(value), kernel.name):

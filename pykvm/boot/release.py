@@ -47,13 +47,14 @@ def age_key(release: str) -> tuple[tuple[tuple[int, ...], int], ...]:
     """Return a key that sorts releases, and versions of packages, from old to new.
 
     Debian Policy 4.7 §5.6.12 "Version": parts without and with digits by turns; in those without,
-    "~" sorts before the part's end, that before letters, and those before everything else.
+    "~" sorts before the part's end, that before letters, and those before everything else. A dash
+    ends what is before it, so a plain 6.12.117-x is older than 6.12.117+deb12-x.
     """
     parts = re.findall(r"(\D*)(\d*)", release)
     return tuple(((*map(_rank, text), 0), int(digits or 0)) for text, digits in parts)
 
 
 def _rank(char: str) -> int:
-    if char == "~":
-        return -1
+    if char in "~-":
+        return -1 if char == "~" else 0
     return ord(char) if char.isalpha() else ord(char) + 0x11_0000  # after every letter
