@@ -22,8 +22,8 @@ COMMON = shlex.split(
 )
 # No C library, no start-up files, nothing the compiler slips in that needs either.
 FREESTANDING = shlex.split(
-    "-ffreestanding -nostdlib -fno-pie -no-pie -fno-stack-protector -fcf-protection=none "
-    "-fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns "
+    "-ffreestanding -nostdlib -fno-pie -fno-stack-protector -fcf-protection=none "
+    "-fno-asynchronous-unwind-tables "
     "-Wl,--build-id=none,-z,noseparate-code,-z,norelro,-z,noexecstack"
 )
 # No operating system either: no vector registers; an interrupt may use the stack at any time.

@@ -302,8 +302,8 @@ void init(long *stack)
 
     mount_file_systems();
     open_console();
-    load_modules();
     report();
+    load_modules();
     set_environment(envp);
     find_command();
     leave(command[0] ? run_command() : 0);
