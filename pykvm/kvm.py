@@ -106,7 +106,9 @@ class Vm:
     def map_memory(self, memory: GuestMemory, *, log_dirty: bool = False) -> None:
         """Make guest memory visible to the guest: slot 0 below the hole, slot 1 above it."""
         flags = lib.KVM_MEM_LOG_DIRTY_PAGES if log_dirty else 0
-        check(lib.pk_vm_map(self.fd, memory.handle, flags), "KVM_SET_USER_MEMORY_REGION")
+        result = lib.pk_vm_map(self.fd, memory.handle, flags)
+        size_mib = memory.size // layout.MIB
+        check(result, f"KVM_SET_USER_MEMORY_REGION of {size_mib} MiB", "try a smaller --memory")
 
     def create_irqchip(self) -> None:
         """The in-kernel PIC, IOAPIC, LAPICs and PIT. Before the first vCPU."""
