@@ -1,6 +1,6 @@
 /* Leaves through QEMU's debug-exit port: the host's exit code is value * 2 + 1, never 0.
  *
- *     pykvm boot debugexit --append value=16      exits with 33
+ *     pykvm boot pykvm/guests/debugexit --append value=16      exits with 33
  */
 #include <asm/bootparam.h>
 

@@ -1,7 +1,7 @@
 /* Serial input by interrupt: what you type comes back in capitals. Ctrl-D, or a line that says
  * "quit", ends it.
  *
- *     pykvm boot echo
+ *     pykvm boot pykvm/guests/echo
  *
  * The 16550A raises IRQ 4 when a byte has come in; between bytes this guest sleeps in HLT.
  */

@@ -1,6 +1,6 @@
 /* Exits in a row: what bench/ measures the cost of one with.
  *
- *     pykvm boot exits --append 'count=100000 port=0x80'
+ *     pykvm boot pykvm/guests/exits --append 'count=100000 port=0x80'
  *
  * Writes a byte to the port, again and again; reads one with in=1.
  */

@@ -1,6 +1,6 @@
 /* Asleep with interrupts off: nothing but an NMI could wake it, and none comes.
  *
- *     pykvm boot hang --mode real --timeout 1
+ *     pykvm boot pykvm/guests/hang --mode real --timeout 1
  */
         .code16
         .globl  _start

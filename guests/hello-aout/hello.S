@@ -1,6 +1,6 @@
 /* Multiboot 1 without ELF: the "a.out kludge". The header itself says what goes where.
  *
- *     pykvm boot hello-aout
+ *     pykvm boot pykvm/guests/hello-aout
  *
  * Bit 16 of the flags announces five addresses (Multiboot Specification 0.6.96, §3.1.3 The address
  * fields of Multiboot header). The verdict: the magic is right, and the loader cleared our .bss.

@@ -1,6 +1,6 @@
 /* The 64-bit Linux boot protocol: what Linux itself is told.
  *
- *     pykvm boot hello-elf64 --append 'word word'
+ *     pykvm boot pykvm/guests/hello-elf64 --append 'word word'
  *
  * RSI points to boot_params, the "zero page" (Linux Documentation/arch/x86/boot.rst and
  * zero-page.rst). The verdict: it holds a boot loader's type and memory where we were loaded.

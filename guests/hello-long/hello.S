@@ -1,6 +1,6 @@
 /* Long mode: 64-bit registers, and every address goes through page tables.
  *
- *     pykvm boot hello-long --mode long
+ *     pykvm boot pykvm/guests/hello-long --mode long
  *
  * pykvm has built the tables (the first 4 GiB mapped to themselves), pointed CR3 at them and set
  * CR4.PAE, EFER.LME and CR0.PG, in this order, as the manual wants it (Intel SDM vol. 3A §9.8.5

@@ -1,6 +1,6 @@
 /* Multiboot 1, an ELF32 image: what a boot loader told us.
  *
- *     pykvm boot hello-multiboot --append 'word word' --module 'FILE its own words'
+ *     pykvm boot pykvm/guests/hello-multiboot --append 'word word' --module 'FILE its own words'
  *
  * We start in 32-bit protected mode, paging off, EAX = a magic number, EBX = the address of the
  * structure below. The verdict: the magic is right, and there is memory where we were loaded.

@@ -1,6 +1,6 @@
 /* Protected mode: 32-bit registers, segments described by a table, paging still off.
  *
- *     pykvm boot hello-protected --mode protected
+ *     pykvm boot pykvm/guests/hello-protected --mode protected
  *
  * pykvm has set CR0.PE and loaded segments that start at 0 and reach to 4 GiB, so an address is
  * just an address. The verdict is earned by things real mode cannot do: CR0.PE reads as 1, and

@@ -1,6 +1,6 @@
 /* PVH: what a hypervisor tells a kernel that was not written for a PC's firmware.
  *
- *     pykvm boot hello-pvh --append 'word word'
+ *     pykvm boot pykvm/guests/hello-pvh --append 'word word'
  *
  * We start in 32-bit protected mode, paging off, EBX = the address of a start_info. The verdict:
  * its magic is right, and there is memory where we were loaded.

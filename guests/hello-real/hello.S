@@ -1,6 +1,6 @@
 /* Real mode: the processor as it was in 1978, and as every x86 still wakes up.
  *
- *     pykvm boot hello-real --mode real
+ *     pykvm boot pykvm/guests/hello-real --mode real
  *
  * 16-bit registers; an address is segment * 16 + offset; no protection of anything. Devices are
  * reached by IN and OUT, through a second address space of 64 Ki ports. Every OUT below leaves

@@ -12,14 +12,14 @@
 #include "ports.h"
 #include "say.h"
 
-#define MAX_ARGS 256
+#define MAX_ARGS 4096 /* pykvm/boot/initrd.py refuses longer commands, and larger ones */
 
 static void put(const char *text, size_t len)
 {
     SYS(write, STDERR, text, len);
 }
 
-static char command_text[64 * 1024];
+static char command_text[128 * 1024];
 static char *command[MAX_ARGS + 1];
 static char *environment[MAX_ARGS + 2];
 

@@ -1,6 +1,6 @@
 /* Paging: four levels of tables, two names for one page, and a page fault that is repaired.
  *
- *     pykvm boot paging
+ *     pykvm boot pykvm/guests/paging
  *
  * An address in long mode is four indexes of 9 bits and an offset of 12 (Intel SDM vol. 3A §4.5
  * 4-Level Paging and 5-Level Paging):

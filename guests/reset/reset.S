@@ -1,6 +1,6 @@
 /* Reboots the machine by the reset control register of a PC's chipset.
  *
- *     pykvm boot reset --mode protected
+ *     pykvm boot pykvm/guests/reset --mode protected
  */
 #include "ports.h"
 

@@ -1,6 +1,6 @@
 /* Ring 3: user code that may not touch the machine, and asks the kernel by INT 0x80.
  *
- *     pykvm boot ring3
+ *     pykvm boot pykvm/guests/ring3
  *
  * Down by IRETQ, with the selectors and stack of ring 3 in the frame; up again through a gate that
  * ring 3 may use. On the way up the processor takes its stack from the TSS (Intel SDM vol. 3A

@@ -1,6 +1,6 @@
 /* More than one CPU: found in the ACPI tables, started by INIT and SIPI, counted.
  *
- *     pykvm boot smp -c 4
+ *     pykvm boot pykvm/guests/smp -c 4
  *
  * Only the boot processor runs at first. The others wait for two messages from a local APIC: INIT
  * resets them, SIPI ("start-up") says at which 4 KiB page below 1 MiB to begin, in real mode

@@ -1,6 +1,6 @@
 /* Busy with nothing, for ever: the guest never exits, so only a kick from outside ends it.
  *
- *     pykvm boot spin --mode long --timeout 1
+ *     pykvm boot pykvm/guests/spin --mode long --timeout 1
  */
         .code64
         .globl  _start

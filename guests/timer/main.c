@@ -1,6 +1,6 @@
 /* Timer interrupts: ten ticks of the PIT through the PIC, ten of the local APIC's own timer.
  *
- *     pykvm boot timer --append ticks=10
+ *     pykvm boot pykvm/guests/timer --append ticks=10
  *
  * A program that waits by HLT costs nothing until an interrupt wakes it: KVM takes the vCPU off
  * its processor. Both timers, and both interrupt controllers, are KVM's; no exit reaches pykvm

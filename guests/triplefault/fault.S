@@ -1,7 +1,7 @@
 /* A triple fault: an exception whose handler faults, whose handler faults. The processor gives up
  * and shuts down; a PC resets itself then, pykvm ends the run and says where it happened.
  *
- *     pykvm boot triplefault --mode protected
+ *     pykvm boot pykvm/guests/triplefault --mode protected
  */
         .code32
         .globl  _start

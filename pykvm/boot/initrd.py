@@ -23,6 +23,8 @@ TRAILER: Final = "TRAILER!!!"  # the name of the entry that ends an archive
 MAX_FILE_SIZE: Final = 0xFFFF_FFFF
 
 ARGV: Final = "pykvm/argv"  # where init looks for its command
+ARGV_WORDS: Final = 4096  # as many as guests/init/init.c has room for,
+ARGV_SIZE: Final = 128 * 1024 - 1  # and bytes
 
 # Device nodes the kernel or init wants before devtmpfs is mounted: (major, minor), permissions.
 # Linux Documentation/admin-guide/devices.txt
@@ -47,7 +49,12 @@ def build(
     for path, value in (files or {}).items():
         contents[_inside(path)] = value
     if argv:
-        contents[ARGV] = b"".join(os.fsencode(word) + b"\0" for word in argv)
+        contents[ARGV] = command = b"".join(os.fsencode(word) + b"\0" for word in argv)
+        if len(argv) > ARGV_WORDS or len(command) > ARGV_SIZE:
+            raise BootError(
+                f"COMMAND: {len(argv)} words of {len(command)} bytes are more than init takes "
+                f"({ARGV_WORDS}, {ARGV_SIZE}); put them in a script and --add it"
+            )
 
     archive = _Archive()
     for path, ((major, minor), mode) in NODES.items():
@@ -105,11 +112,11 @@ def _host_file(path: os.PathLike[str]) -> tuple[int, bytes]:
     try:
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):
-            return mode, os.fsencode(os.readlink(path))  # noqa: PTH115
+            return mode, os.fsencode(os.readlink(path))
         if stat.S_ISDIR(mode):
             return mode, b""
         if stat.S_ISREG(mode):
-            with open(path, "rb") as file:  # noqa: PTH123 - pathlib costs start-up time
+            with open(path, "rb") as file:
                 return mode, file.read()
     except OSError as error:
         raise BootError(f"{os.fspath(path)}: {error.strerror}; cannot add it") from error

@@ -66,6 +66,12 @@ def test_argv_keeps_spaces_quotes_and_empty_words() -> None:
     assert members["pykvm/argv"].data == b'sh\0-c\0echo "a  b"\0\0'
 
 
+@pytest.mark.parametrize("argv", [["x"] * 4097, ["x" * (128 << 10)]], ids=["words", "bytes"])
+def test_command_that_init_has_no_room_for_is_refused(argv: list[str]) -> None:
+    with pytest.raises(BootError, match="COMMAND"):
+        initrd.build(b"", argv=argv)
+
+
 def test_no_command_leaves_no_argv_file() -> None:
     assert "pykvm/argv" not in unpack(initrd.build(b""))[0]
 
