@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 
 from pykvm import acpi, boot, cpuid, layout, x86
 from pykvm._core import lib
-from pykvm.boot.entry import BootSpec
+from pykvm.boot.entry import BootSpec, CpuMode
 from pykvm.boot.files import open_image, read_initrds, read_modules
 from pykvm.bus import Bus
 from pykvm.config import MachineConfig
@@ -117,6 +117,8 @@ class Machine:
         self._add_devices()
         acpi.place(self.memory, config.cpus)
         self.entry = boot.load(image.data, self.memory, spec, config.protocol)
+        if self.entry.mode is CpuMode.REAL:
+            self._add_bios()
         self._create_vcpus(features)
         x86.enter(self.vcpus[0], self.memory, self.entry)
 
@@ -157,6 +159,18 @@ class Machine:
         add(layout.PORT_FW_CFG, 2, FwCfg(self.config.cpus, self.memory.size))
         add(layout.PORT_PM1A_EVENT, 6, self.power)
         add(layout.PORT_PCI_CONFIG, 8, ResetControl(self._on_reset))
+
+    def _add_bios(self) -> None:
+        """The BIOS services that a guest entered in real mode expects, before its first step."""
+        from pykvm.boot import bios
+        from pykvm.boot.e820 import memory_map
+        from pykvm.devices.bios import Bios
+
+        services = Bios(
+            self.memory, self.serial, memory_map(self.memory), lambda: self._finish(Reason.HALTED)
+        )
+        self.pio_bus.add(layout.PORT_BIOS_CALL, 4, services)
+        self.entry = bios.install(self.memory, self.entry)
 
     def _create_vcpus(self, features: dict[str, bool]) -> None:
         supported = self.kvm.supported_cpuid()
