@@ -170,10 +170,16 @@ class Report:
         if self._bar is None:
             if not sys.stderr.isatty():
                 return
+            from shutil import get_terminal_size
+
             from tqdm import tqdm
 
             unit = {"unit": "B", "unit_scale": True} if total else {"unit": " files"}
-            self._bar = tqdm(total=total or None, file=sys.stderr, **unit)
+            # tqdm draws nothing on a pseudo-terminal that was given no size.
+            columns, lines = get_terminal_size()
+            self._bar = tqdm(
+                total=total or None, file=sys.stderr, ncols=columns, nrows=lines, **unit
+            )
         self._bar.update(done - self._bar.n)
 
     def _end_bar(self) -> None:
