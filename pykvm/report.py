@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pykvm.vcpu import Vcpu
 
 LINES_KEPT = 12
+ESCAPE_SEQUENCE: Final = rb"\x1b\[[0-9;?]*[A-Za-z]|\r"  # ECMA-48 CSI, as terminals obey
 INSTRUCTION_MAX = 15  # bytes, Intel SDM vol. 2A §2.3.11
 
 # What the console says, and what the user can do about it. The first that matches is told.
@@ -169,7 +170,7 @@ def _instruction(code: bytes, address: int, bits: int) -> str:
 
 
 def _last_words(machine: Machine) -> list[str]:
-    text = bytes(machine.console_log[-8192:]).decode(errors="replace").replace("\r", "")
+    text = re.sub(ESCAPE_SEQUENCE, b"", bytes(machine.console_log[-8192:])).decode(errors="replace")
     words = [line for line in text.split("\n") if line.strip()][-LINES_KEPT:]
     if not words:
         return ["  the console said nothing"]
