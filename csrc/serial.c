@@ -60,7 +60,7 @@ struct pk_serial {
 
     uint8_t ier, lcr, mcr, scr, fcr, dll, dlm;
     uint8_t tx_irq; /* the THRE interrupt is pending: set when THR empties, cleared by IIR or THR */
-    uint8_t polls;  /* LSR reads since the last byte was sent or received */
+    uint8_t polls;  /* LSR reads, with the transmitter idle, since the last byte was sent */
 
     uint8_t rx[RX_SIZE];
     uint32_t rx_head, rx_count;
@@ -191,11 +191,11 @@ static int write_register(struct pk_serial *s, uint32_t reg, uint8_t byte)
 static uint8_t read_lsr(struct pk_serial *s)
 {
     uint8_t lsr = s->rx_count > 0 ? LSR_RX : 0;
-    if (s->tx_count < TX_SIZE)
-        lsr |= LSR_TX_EMPTY;
+    if (s->tx_count == TX_SIZE)
+        return lsr; /* the guest waits to send: no question for input */
     if (s->polls < POLLS_THAT_ASK)
         s->polls++;
-    return lsr;
+    return lsr | LSR_TX_EMPTY;
 }
 
 static uint8_t read_msr(const struct pk_serial *s)
@@ -378,5 +378,7 @@ void pk_serial_load(struct pk_serial *s, const uint8_t *buf)
     s->rx_count = buf[9] <= RX_SIZE ? buf[9] : RX_SIZE;
     memcpy(s->rx, buf + 10, RX_SIZE);
     update_line(s);
+    if (wants_input(s))
+        signal_event(s->input_fd);
     pthread_mutex_unlock(&s->lock);
 }

@@ -45,7 +45,8 @@ int pk_vcpu_create(int kvm_fd, int vm_fd, uint32_t id, struct pk_bus *bus, struc
     }
     /* RIP at every exit, without an ioctl: what a report of a crash needs. A host without
      * KVM_CAP_SYNC_REGS leaves the field alone. */
-    if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS) & KVM_SYNC_X86_REGS)
+    int sync = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS);
+    if (sync > 0 && ((unsigned)sync & KVM_SYNC_X86_REGS))
         run->kvm_valid_regs = KVM_SYNC_X86_REGS;
     *ret = (struct pk_vcpu){.fd = fd, .run = run, .run_size = (uint32_t)size, .bus = bus};
     return 0;
@@ -206,7 +207,8 @@ int pk_vcpu_run(struct pk_vcpu *vcpu)
                 break;
             }
             /* Also any other signal of this process: the caller looks and runs again. */
-            __atomic_store_n(&run->immediate_exit, 0, __ATOMIC_RELAXED);
+            /* Acquire: what a kicker that comes just now wants is seen after this kick. */
+            __atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_ACQUIRE);
             vcpu->exit.kind = PK_EXIT_KICK;
             break;
         }
@@ -222,6 +224,8 @@ int pk_vcpu_run(struct pk_vcpu *vcpu)
 
 int pk_vcpu_kick(struct pk_vcpu *vcpu)
 {
+    if (vcpu->run == NULL) /* destroyed: nothing runs */
+        return 0;
     /* immediate_exit first: whether the signal comes before, in or after KVM_RUN, one of the two
      * is seen (Linux Documentation/virt/kvm/api.rst, section 5, "immediate_exit"). */
     __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
