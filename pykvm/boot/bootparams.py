@@ -42,7 +42,7 @@ def place_cmdline(memory: GuestMemory, spec: BootSpec, claims: Claims, limit: in
             f"--append: the command line has {len(spec.cmdline)} bytes, "
             f"this kernel reads {limit}; shorten it"
         )
-    claims.claim(layout.CMDLINE, len(spec.cmdline) + 1, "the command line")
+    claims.claim(layout.CMDLINE, len(spec.cmdline) + 1, "the command line", "--append")
     memory.write(layout.CMDLINE, spec.cmdline + b"\0")
     return layout.CMDLINE
 

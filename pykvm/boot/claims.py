@@ -51,8 +51,8 @@ class Claims:
             tables = layout.ACPI_TABLES_END - layout.ACPI_TABLES
             self.claim(layout.ACPI_TABLES, tables, "the ACPI tables")
 
-    def claim(self, gpa: int, size: int, what: str) -> None:
-        """Take [gpa, gpa + size) for `what`. An empty range is always free.
+    def claim(self, gpa: int, size: int, what: str, option: str = "KERNEL") -> None:
+        """Take [gpa, gpa + size) for `what`, which `option` asked for. Empty is always free.
 
         Raises `BootError` when it is not all low memory or when any of it is taken.
         """
@@ -61,7 +61,7 @@ class Claims:
         end = gpa + size
         if end > layout.MMIO_HOLE:
             raise BootError(
-                f"KERNEL: {what} at {gpa:#x}, {size:#x} bytes, is not below "
+                f"{option}: {what} at {gpa:#x}, {size:#x} bytes, is not below "
                 f"{layout.MMIO_HOLE:#x} (3 GiB), where loadable memory ends"
             )
         if end > self.memory.low_end:
@@ -73,7 +73,7 @@ class Claims:
         for taken_gpa, taken_end, taken in self._ranges[max(i - 1, 0) : i + 1]:
             if taken_gpa < end and gpa < taken_end:
                 raise BootError(
-                    f"KERNEL: {what} at [{gpa:#x}, {end:#x}) overlaps {taken} at "
+                    f"{option}: {what} at [{gpa:#x}, {end:#x}) overlaps {taken} at "
                     f"[{taken_gpa:#x}, {taken_end:#x})"
                 )
         self._ranges.insert(i, (gpa, end, what))
@@ -100,15 +100,16 @@ class Claims:
         floor = page_align(self.above(top))
         if gpa < floor:
             needed = self.memory.low_end + floor - gpa
-            if min(limit, layout.MMIO_HOLE) <= self.memory.low_end:
-                raise BootError(
-                    f"--initrd: {size} bytes do not fit between the kernel's end at {floor:#x} and "
-                    f"{top:#x}, the last address it may have; at most {max(top - floor, 0)} do"
-                )
+            ceiling = min(limit, layout.MMIO_HOLE)
+            remedy = (
+                f"try --memory {size_text(needed)} or more"
+                if needed <= ceiling
+                else f"below {ceiling:#x}, where the kernel wants it, no --memory makes room for it"
+            )
             raise BootError(
                 f"--initrd: {size} bytes do not fit above the kernel, which ends at {floor:#x}; "
-                f"try --memory {size_text(needed)} or more"
+                + remedy
             )
-        self.claim(gpa, size, "the initrd")
+        self.claim(gpa, size, "the initrd", "--initrd")
         self._high = gpa
         return gpa

@@ -93,15 +93,15 @@ class Elf(NamedTuple):
         raise BootError(f"KERNEL: the ELF entry point {self.entry:#x} lies in no loadable segment")
 
     def notes(self) -> Iterator[tuple[bytes, int, bytes]]:
-        """Yield (name, type, desc) of each note; stop silently at a malformed one."""
+        """Yield (name, type, desc) of each note; a malformed one ends its segment silently."""
+        seen = 0
         for segment in self.segments:
             if segment.type != PT_NOTE:
                 continue
             position, end = segment.offset, segment.offset + segment.file_size
             end = min(end, len(self.image))
-            for _ in range(NOTES_MAX):
-                if position + NOTE.size > end:
-                    break
+            while position + NOTE.size <= end and seen < NOTES_MAX:
+                seen += 1
                 name_size, desc_size, note_type = NOTE.unpack_from(self.image, position)
                 name_at = position + NOTE.size
                 desc_at = name_at + (name_size + 3 & ~3)

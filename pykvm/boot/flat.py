@@ -44,7 +44,7 @@ def load(image: memoryview, memory: GuestMemory, spec: BootSpec) -> Entry:
     claims = Claims(memory, spec, mode)
     if not real:
         claims.claim_stack()
-    claims.claim(gpa, len(image), "the flat binary (see --load)")
+    claims.claim(gpa, len(image), "the flat binary", "--load")
     memory.write(gpa, image)
     return _real_entry(gpa, entry) if real else Entry("flat", mode, entry)
 

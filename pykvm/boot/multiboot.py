@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory
 
-HEADER_MAGIC: Final = 0x1BADB002
+HEADER_MAGIC: Final = 0x1BADB002.to_bytes(4, "little")
 HEADER_SEARCH: Final = 8192  # §3.1.1: "contained completely within the first 8192 bytes"
 LOADER_MAGIC: Final = 0x2BADB002  # in EAX
-MULTIBOOT2_MAGIC: Final = 0xE85250D6
+MULTIBOOT2_MAGIC: Final = 0xE85250D6.to_bytes(4, "little")
 MULTIBOOT2_SEARCH: Final = 32768
 
 HEADER: Final = struct.Struct("<III")  # magic flags checksum
@@ -69,18 +69,21 @@ class Header(NamedTuple):
 
 def find_header(image: memoryview) -> Header | None:
     """Return the first header in the image's first 8 KiB whose checksum is right."""
-    head = image[:HEADER_SEARCH]
-    for offset in range(0, len(head) - HEADER.size + 1, 4):
-        magic, flags, checksum = HEADER.unpack_from(head, offset)
-        if magic == HEADER_MAGIC and (magic + flags + checksum) & 0xFFFF_FFFF == 0:
-            return Header(offset, flags)
+    head = bytes(image[:HEADER_SEARCH])
+    offset = head.find(HEADER_MAGIC)
+    while 0 <= offset <= len(head) - HEADER.size:
+        if offset % 4 == 0:
+            magic, flags, checksum = HEADER.unpack_from(head, offset)
+            if (magic + flags + checksum) & 0xFFFF_FFFF == 0:
+                return Header(offset, flags)
+        offset = head.find(HEADER_MAGIC, offset + 1)
     return None
 
 
 def is_multiboot2(image: memoryview) -> bool:
     """Whether a multiboot 2 header starts in the image's first 32 KiB."""
     head = bytes(image[:MULTIBOOT2_SEARCH])
-    at = head.find(MULTIBOOT2_MAGIC.to_bytes(4, "little"))
+    at = head.find(MULTIBOOT2_MAGIC)
     return at >= 0 and at % 8 == 0
 
 
@@ -150,7 +153,8 @@ def _place_modules(
     placed = []
     gpa = page_align(claims.above(memory.low_end))
     for data, string in wanted:
-        claims.claim(gpa, len(data), f"the module {string.decode(errors='replace')!r} (--initrd)")
+        name = string.decode(errors="replace")
+        claims.claim(gpa, len(data), f"the module {name!r}", "--module")
         memory.write(gpa, data)
         placed.append((gpa, gpa + len(data), string))
         gpa = page_align(gpa + len(data))

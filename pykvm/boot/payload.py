@@ -74,7 +74,10 @@ def _zstandard(data: memoryview, limit: int) -> bytes:
 
 
 def _lz4(data: memoryview, limit: int) -> bytes:
-    """LZ4's legacy frame (lz4_Frame_format.md, "Legacy frame"): blocks, each with its size."""
+    """LZ4's legacy frame: blocks, each with its size, all of them full but the last.
+
+    Source: lz4 doc/lz4_Frame_format.md, "Legacy frame".
+    """
     try:
         from lz4 import block  # type: ignore[import-untyped]
     except ImportError:
@@ -85,8 +88,11 @@ def _lz4(data: memoryview, limit: int) -> bytes:
         size = int.from_bytes(data[at : at + 4], "little")
         if at + 4 + size > len(data):
             return _whole(output, False, limit)
-        output += block.decompress(data[at + 4 : at + 4 + size], uncompressed_size=LZ4_BLOCK)
+        piece = block.decompress(data[at + 4 : at + 4 + size], uncompressed_size=LZ4_BLOCK)
+        output += piece
         at += 4 + size
+        if len(piece) < LZ4_BLOCK:
+            break
     return _whole(output, True, limit)
 
 

@@ -92,6 +92,8 @@ def _without_trailing_zeros(image: bytes) -> bytes:
         return image  # not an ELF: the loader will say so
     if kernel.bits != 64 or kernel.symbols:
         return image
+    if sum(segment.file_size for segment in kernel.segments) > len(image):
+        return image  # segments that share bytes: no kernel, and no end to the work
     trimmed = bytearray(image)
     end = phoff = int.from_bytes(image[32:40], "little")
     for i in range(int.from_bytes(image[56:58], "little")):
@@ -113,7 +115,7 @@ def _cache_path(key: str) -> Path | None:
     try:
         directory = cache_dir() / "vmlinux"
         directory.mkdir(mode=0o700, exist_ok=True)
-    except (HostError, OSError):
+    except (HostError, OSError, RuntimeError):  # RuntimeError: no home directory
         return None
     return directory / key
 
@@ -149,6 +151,6 @@ def _write_sealed(path: Path, key: str, data: bytes) -> None:
     with suppress(OSError):
         atomic_write(path, data)
         os.utime(path, ns=(time.time_ns(), _seal(key)))
-        entries = sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_atime_ns)
+        entries = sorted(path.parent.glob("[!.]*"), key=lambda entry: entry.stat().st_atime_ns)
         for entry in entries[:-CACHE_ENTRIES_MAX]:
             entry.unlink()
