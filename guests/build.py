@@ -36,6 +36,7 @@ FORMATS = {
     "flat-real": [*FREESTANDING, *BARE_32, "-Wl,--oformat=binary,-Ttext=0x7c00"],
     "flat-protected": [*FREESTANDING, *BARE_32, "-Wl,--oformat=binary,-Ttext=0x100000"],
     "flat-long": [*FREESTANDING, *BARE_64, "-Wl,--oformat=binary,-Ttext=0x100000"],
+    "flat-probe": [*FREESTANDING, *BARE_64, "-Wl,--oformat=binary,-Ttext=0x1000"],
     "elf32": [*FREESTANDING, *BARE_32, "-Wl,-Ttext-segment=0x100000"],
     "elf64": [*FREESTANDING, *BARE_64, "-Wl,-Ttext-segment=0x100000"],
 }
@@ -60,6 +61,7 @@ GUESTS = {
     "spin": "flat-long",
     "reset": "flat-protected",
     "debugexit": "elf64",
+    "probe": "flat-probe",
     "init": "linux",
 }
 

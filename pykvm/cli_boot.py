@@ -100,6 +100,11 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="where this host's KVM cannot run the guest, boot it in the lab (pykvm lab)",
     )
+    add(
+        "--any-host",
+        action="store_true",
+        help="boot Linux here even where 'pykvm doctor' says that this host's KVM cannot",
+    )
     parser.set_defaults(func=run)
 
 
@@ -115,7 +120,9 @@ def run(args: Namespace) -> int:
         kernel = find_or_fetch()
     linux = is_linux(kernel)
     if linux:
-        problem = _why_not_linux()
+        from pykvm.doctor import why_not_linux
+
+        problem = None if args.any_host else why_not_linux()
         if problem is not None:
             if args.lab:
                 return _boot_in_lab(kernel, problem)
@@ -248,11 +255,6 @@ def is_linux(kernel: str) -> bool:
         return re.match(rb"\d+\.\d+\S* .*#\d+ ", bytes(data[at : at + 256])) is not None
     is_elf64 = bytes(data[:5]) == b"\x7fELF\x02"
     return is_elf64 and re.search(rb"Linux version \d", data) is not None
-
-
-def _why_not_linux() -> str | None:
-    """Why this host's KVM cannot run Linux, in half a sentence, or None when it can."""
-    return None
 
 
 def _boot_in_lab(kernel: str, problem: str) -> int:

@@ -7,6 +7,7 @@ Reached from the boot loaders, `machine` and `acpi`; drawn for people in docs/ar
     0x0_0000_0000 ┌───────────────────────────┐
                   │ real-mode IVT, BIOS data  │ what a PC has there; only the 16-bit entry uses it
     0x0_0000_0600 │ GDT                       │ flat segments for the 32- and 64-bit entries
+    0x0_0000_1000 │ probes                    │ only in the probe guests of `pykvm doctor`
     0x0_0000_6000 │ start_info (PVH)          │
     0x0_0000_7000 │ boot_params (zero page)   │
     0x0_0000_8000 │ initial stack (grows ↓)   │
@@ -37,6 +38,7 @@ GIB: Final = 1 << 30
 
 # ── guest-physical addresses ─────────────────────────────────────────────────────────────────
 GDT: Final = 0x0000_0600
+PROBES: Final = 0x0000_1000  # where guests/probe/ is linked
 START_INFO: Final = 0x0000_6000  # struct hvm_start_info, its module list and memory map: 4 KiB
 ZERO_PAGE: Final = 0x0000_7000  # struct boot_params: 4 KiB
 BOOT_SECTOR: Final = 0x0000_7C00  # where a PC's BIOS loads one: real-mode flat binaries
