@@ -6,14 +6,13 @@ Reached from `cli` and from users' code::
         outcome = vm.run(timeout=60)
 
 Threads: one per vCPU (`Vcpu.run`), and the caller's own, which moves console bytes, keeps time and
-watches (`_watch`). A vCPU thread ends the run by `_finish`; the caller's thread joins them all.
+watches (`watch`). A vCPU thread ends the run by `_finish`; the caller's thread joins them all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,16 +37,15 @@ from pykvm.devices.pvpanic import PanicEvent, PvPanic
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.serial import Serial
 from pykvm.errors import ConfigError, PykvmError
-from pykvm.health import HALT, RESTART, Health, PanicWatch, Snapshot
+from pykvm.health import HALT, RESTART, PanicWatch
 from pykvm.kvm import Kvm, Vm
 from pykvm.memory import GuestMemory
 from pykvm.outcome import CODES, Outcome, Reason, Stats
 from pykvm.vcpu import Vcpu
+from pykvm.watch import Watcher
 
 # After these the guest is where it was, and may go on.
 RESUMABLE = frozenset({Reason.TIMEOUT, Reason.QUIT, Reason.SIGNAL})
-CONSOLE_KEPT = 4 << 20  # bytes of console output kept for `Outcome.console`, at least
-INPUT_AHEAD = 1 << 16  # bytes read from the console ahead of the guest
 XAPIC_IDS = 255  # APIC ids that fit 8 bits, the broadcast id left out
 
 
@@ -79,8 +77,8 @@ class Machine:
         self._pausing = False
         self._parked = 0
         self._running = 0
-        self._panic = PanicWatch()
-        self._console = Console()
+        self.panic = PanicWatch()
+        self._watcher: Watcher | None = None
         self._resources = ExitStack()
         try:
             self._build()
@@ -112,8 +110,8 @@ class Machine:
         self.vm.create_irqchip()
         if config.cpus > XAPIC_IDS:
             self.vm.enable_x2apic_ids()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        own.callback(os.close, self._wake)
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        own.callback(os.close, self.wake_fd)
         self._add_devices()
         acpi.place(self.memory, config.cpus)
         self.entry = boot.load(image.data, self.memory, spec, config.protocol)
@@ -235,18 +233,19 @@ class Machine:
         if self._ending is not None and self._ending.reason not in RESUMABLE:
             raise PykvmError(f"the machine has ended ({self._ending.reason.value}); make a new one")
         self._ending = self._error = None
-        self._console = console or Console()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.wake_fd)  # of the run before
+        self._watcher = Watcher(self, console or Console(), timeout)
         started = time.monotonic()
-        deadline = None if timeout is None else started + timeout
         threads = self._start_vcpus()
         try:
-            self._watch(deadline)
+            self._watcher.watch()
         finally:
             self._finish(Reason.QUIT)  # only counts when an exception brought us here
             self.serial.stop_waiting()
             for thread in threads:
                 thread.join()
-        self._move_output()
+        self._watcher.move_output()
         if self._error is not None:
             raise self._error
         return self._outcome(time.monotonic() - started)
@@ -305,7 +304,7 @@ class Machine:
                 self._ending = _Ending(reason, CODES[reason] if code is None else code, vcpu)
         for each in self.vcpus:
             each.kick()
-        os.eventfd_write(self._wake, 1)
+        os.eventfd_write(self.wake_fd, 1)
 
     def _on_exit_code(self, code: int) -> None:
         self._finish(Reason.EXIT, code)
@@ -315,7 +314,7 @@ class Machine:
 
     def _on_panic_event(self, event: PanicEvent) -> None:
         if event & PanicEvent.PANICKED:
-            self._panic.seen = True
+            self.panic.seen = True
 
     # ── pausing ──────────────────────────────────────────────────────────────────────────────
 
@@ -332,7 +331,8 @@ class Machine:
         try:
             with self._parking:
                 while not self._parking.wait_for(lambda: self._parked >= self._running, 0.05):
-                    self._move_output()  # a vCPU may be waiting for room in the console
+                    if self._watcher:  # a vCPU may be waiting for room in the console
+                        self._watcher.move_output()
             yield
         finally:
             with self._parking:
@@ -349,68 +349,12 @@ class Machine:
             self._parking.wait_for(lambda: not self._pausing or self._ending is not None)
             self._parked -= 1
 
-    # ── watching: the caller's thread while the guest runs ───────────────────────────────────
+    # ── the end ──────────────────────────────────────────────────────────────────────────────
 
-    def _watch(self, deadline: float | None) -> None:
-        """Move console bytes, keep time, look after the guest's health; until the run ends."""
-        health = _HealthTimer(self)
-        waiting = bytearray()  # input that the guest has no room for yet
-        panic_at: float | None = None
-        while True:
-            now = time.monotonic()
-            if self._panic.seen:
-                panic_at = panic_at or now
-                if now >= panic_at + self._panic.grace_s:
-                    self._finish(Reason.PANIC)
-            if deadline is not None and now >= deadline:
-                self._finish(Reason.TIMEOUT)
-            health.check(now)
-            if self._ending is not None:
-                return
-            times = [health.due]
-            times += [deadline] if deadline is not None else []
-            times += [panic_at + self._panic.grace_s] if panic_at is not None else []
-            self._wait(waiting, max(0.0, min(times) - now))
-
-    def _wait(self, waiting: bytearray, seconds: float) -> None:
-        """Sleep until something is to be moved, at most `seconds`; then move it."""
-        console = self._console
-        poll = select.poll()
-        inputs = console.input_fds() if len(waiting) < INPUT_AHEAD else []
-        for fd in (self._wake, self.serial.output_fd, self.serial.input_fd, *inputs):
-            poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(seconds * 1000)}
-        for fd in ready.intersection(inputs):
-            waiting += console.read(fd)
-        for letter in console.take_commands():
-            self._user_command(letter)
-        if self.serial.output_fd in ready:
-            # Bytes come one by one: a moment's patience makes one write of a whole line.
-            time.sleep(0.001)
-        self.serial.clear_events()
-        self._move_output()
-        if waiting:
-            del waiting[: self.serial.give(bytes(waiting))]
-
-    def _move_output(self) -> None:
-        while data := self.serial.take():
-            self._log(data)
-            self._console.write(data)
-
-    def _log(self, data: bytes) -> None:
-        """Keep console output, and look at it for a panic."""
-        self.console_log += data
-        excess = len(self.console_log) - 2 * CONSOLE_KEPT
-        dropped = CONSOLE_KEPT + excess if excess > 0 else 0
-        del self.console_log[:dropped]
-        self._panic.feed(self.console_log, dropped)
-
-    def _user_command(self, letter: str) -> None:
-        match letter:
-            case "x":
-                self._finish(Reason.QUIT)
-            case "p":
-                self.power.press_power_button()
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over, or about to be."""
+        return self._ending is not None
 
     @property
     def exits(self) -> int:
@@ -432,7 +376,7 @@ class Machine:
     def _verdict(self, ending: _Ending) -> tuple[Reason, int]:
         """What the ending means, with the console's last words in view."""
         reason, code = ending.reason, ending.code
-        if self._panic.seen and reason in (Reason.REBOOT, Reason.TRIPLE_FAULT, Reason.HALTED):
+        if self.panic.seen and reason in (Reason.REBOOT, Reason.TRIPLE_FAULT, Reason.HALTED):
             reason = Reason.PANIC  # the kernel died, then did what panic= asks
         elif reason is Reason.TRIPLE_FAULT and RESTART.search(self.console_log):
             reason = Reason.REBOOT  # Linux's reboot=triple
@@ -450,35 +394,3 @@ class Machine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _HealthTimer:
-    """Looks whether a silent machine is dead: seldom, and ever more seldom while it is not."""
-
-    FIRST_S, LONGEST_S = 0.5, 8.0
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._health = Health()
-        self._seen = -1
-        self._interval = self.FIRST_S
-        self.due = time.monotonic() + self._interval
-
-    def check(self, now: float) -> None:
-        if now < self.due:
-            return
-        machine = self._machine
-        seen = machine.exits
-        if seen != self._seen:
-            self._seen, self._interval = seen, self.FIRST_S
-            self._health.forget()
-        else:
-            with machine.paused():
-                states = [Snapshot.of(vcpu) for vcpu in machine.vcpus]
-            match self._health.check(states):
-                case "halted":
-                    machine.stop(Reason.HALTED)
-                case "hung":
-                    machine.stop(Reason.HUNG)
-            self._interval = min(self._interval * 2, self.LONGEST_S)
-        self.due = now + self._interval

@@ -1,0 +1,129 @@
+"""Watching a run: console bytes, the deadline, a panic, a machine that is dead.
+
+Reached from `Machine.run`, on the caller's thread, while the vCPUs run on theirs. Read `health` for
+what counts as dead, `console` for the other end of the serial line.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import TYPE_CHECKING
+
+from pykvm.console import Console
+from pykvm.health import Health, Snapshot
+from pykvm.outcome import Reason
+
+if TYPE_CHECKING:
+    from pykvm.machine import Machine
+
+CONSOLE_KEPT = 4 << 20  # bytes of console output kept for `Outcome.console`, at least
+INPUT_AHEAD = 1 << 16  # bytes read from the console ahead of the guest
+LINE_S = 0.001  # how long a console byte waits for the rest of its line
+HEALTH_FIRST_S, HEALTH_LONGEST_S = 0.5, 8.0  # between looks at a silent machine
+
+
+class Watcher:
+    """One run's watch over `machine`, whose serial port leads to `console`."""
+
+    def __init__(self, machine: Machine, console: Console, timeout: float | None) -> None:
+        self._machine = machine
+        self._console = console
+        now = time.monotonic()
+        self._deadline = None if timeout is None else now + timeout
+        self._panic_at: float | None = None
+        self._input = bytearray()  # what the guest has no room for yet
+        self._health = Health()
+        self._health_at = now + HEALTH_FIRST_S
+        self._health_interval = HEALTH_FIRST_S
+        self._exits = -1  # at the last look
+
+    def watch(self) -> None:
+        """Return when the run has ended, by somebody else or by what is seen here."""
+        while not self._machine.ended:
+            due = self._look(time.monotonic())
+            if not self._machine.ended:
+                self._wait(max(0.0, due - time.monotonic()))
+
+    def _look(self, now: float) -> float:
+        """End the run if it is time to; return when to look again."""
+        machine, panic = self._machine, self._machine.panic
+        if now >= self._health_at:
+            self._look_after_health(now)
+        times = [self._health_at]
+        if panic.seen:
+            self._panic_at = self._panic_at or now
+            times.append(self._panic_at + panic.grace_s)
+            if now >= times[-1]:
+                machine.stop(Reason.PANIC)
+        if self._deadline is not None:
+            times.append(self._deadline)
+            if now >= self._deadline:
+                machine.stop(Reason.TIMEOUT)
+        return min(times)
+
+    def _look_after_health(self, now: float) -> None:
+        """A machine that made no exit since the last look may be dead. Ever more seldom."""
+        machine = self._machine
+        exits = machine.exits
+        if exits != self._exits:
+            self._exits, self._health_interval = exits, HEALTH_FIRST_S
+            self._health.forget()
+        else:
+            with machine.paused():
+                states = [Snapshot.of(vcpu) for vcpu in machine.vcpus]
+            match self._health.check(states):
+                case "halted":
+                    machine.stop(Reason.HALTED)
+                case "hung":
+                    machine.stop(Reason.HUNG)
+            self._health_interval = min(self._health_interval * 2, HEALTH_LONGEST_S)
+        self._health_at = now + self._health_interval
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep until there is something to move, at most `seconds`; then move it."""
+        serial, console = self._machine.serial, self._console
+        inputs = console.input_fds() if len(self._input) < INPUT_AHEAD else []
+        poll = select.poll()
+        for fd in (self._machine.wake_fd, serial.output_fd, serial.input_fd, *inputs):
+            poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(seconds * 1000)}
+        for fd in ready.intersection(inputs):
+            self._input += console.read(fd)
+        for letter in console.take_commands():
+            self._obey(letter)
+        if serial.output_fd in ready and not self._machine.ended:
+            time.sleep(LINE_S)
+        serial.clear_events()
+        self.move_output()
+        if self._input:
+            del self._input[: serial.give(bytes(self._input))]
+
+    def move_output(self) -> None:
+        """Bring what the guest has sent to the console and to the machine's log."""
+        log = self._machine.console_log
+        while data := self._machine.serial.take():
+            log += data
+            excess = len(log) - 2 * CONSOLE_KEPT
+            dropped = CONSOLE_KEPT + excess if excess > 0 else 0
+            del log[:dropped]
+            self._machine.panic.feed(log, dropped)
+            self._console.write(data)
+
+    def _obey(self, letter: str) -> None:
+        """A Ctrl-A command of the terminal's."""
+        match letter:
+            case "x":
+                self._machine.stop(Reason.QUIT)
+            case "p":
+                self._machine.power.press_power_button()
+            case "?":
+                self._console.write(self._whereabouts())
+
+    def _whereabouts(self) -> bytes:
+        """Where each vCPU is, in lines for a terminal."""
+        from pykvm.report import where
+
+        with self._machine.paused():
+            lines = [line for vcpu in self._machine.vcpus for line in where(self._machine, vcpu)]
+        return "".join(f"\r\n{line}" for line in [*lines, ""]).encode()
