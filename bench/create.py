@@ -1,0 +1,75 @@
+"""What a machine costs inside a running process, up to its first exit: pykvm beside the raw ioctls.
+
+    python bench/create.py [--rounds N] [--memory MIB] [--json FILE]
+
+Both make the VM, memfd memory and its memslot, irqchip, PIT and a vCPU, and run a guest whose first
+instructions are a port write (floor/exits.S). pykvm's part includes its devices, ACPI tables and
+the vCPU's thread. What destroying it costs is told beside it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from argparse import Namespace
+from functools import partial
+
+from measure import Bar, Samples, compiled, interleaved, main, options, ratio, table
+
+from pykvm import Device, Machine, MachineConfig
+from pykvm.boot.entry import CpuMode
+
+MARK = 0x540  # as in exits.S
+
+
+class FirstExit(Device):
+    """Takes the time of the guest's first exit, and ends the run."""
+
+    time = 0.0
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.time = time.perf_counter()
+        self.machine.stop()
+
+
+def pykvm_ms(guest: bytes, memory: int) -> tuple[float, float]:
+    """Milliseconds to create and to destroy a machine in this process."""
+    started = time.perf_counter()
+    config = MachineConfig(kernel=guest, mode=CpuMode.PROTECTED, memory=memory)
+    with Machine(config) as machine:
+        first_exit = FirstExit(machine)
+        machine.pio(MARK)(first_exit)
+        machine.run()
+        ended = time.perf_counter()
+    destroyed = time.perf_counter()
+    return (first_exit.time - started) * 1e3, (destroyed - ended) * 1e3
+
+
+def raw_ms(command: list[str]) -> tuple[float, float]:
+    """The same by the C program."""
+    create_ns, destroy_ns = map(int, subprocess.check_output(command).split())
+    return create_ns / 1e6, destroy_ns / 1e6
+
+
+def run(args: Namespace) -> tuple[dict[str, Samples], list[Bar]]:
+    """Two tables: create, destroy."""
+    guest = compiled("exits.S", "flat", COUNT=1, ACCESS="nop", ADDRESS=0)
+    floor, memory = compiled("floor.c", "program"), args.memory << 20
+    rivals = {
+        "raw": partial(raw_ms, [str(floor), "create", str(guest), str(memory)]),
+        "pykvm": partial(pykvm_ms, guest.read_bytes(), memory),
+    }
+    create, destroy = interleaved(rivals, args.rounds)
+    table("create, ms", create, "raw")
+    table("destroy, ms", destroy, "raw")
+    bar = Bar("machine create to first exit / raw", ratio(create, "pykvm", "raw"), 1.2)
+    return {"create, ms": create, "destroy, ms": destroy}, [bar]
+
+
+if __name__ == "__main__":
+    parser = options("What a machine costs, up to its first exit.", rounds=30)
+    parser.add_argument("--memory", type=int, default=256, metavar="MIB", help="default: 256")
+    main(parser, run)
