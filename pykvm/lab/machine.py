@@ -1,0 +1,228 @@
+"""The emulated machine: which programs, with which options, and their lives.
+
+Reached from `supervisor`, which owns it, and from `client` for the `Spec`. What comes up inside is
+guests/lab-agent/boot.c. QEMU's TCG emulates AMD's SVM, so the lab needs no /dev/kvm and no rights;
+the host's file system comes in through virtiofsd.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+from pykvm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    import socket
+    import subprocess
+    from collections.abc import Sequence
+
+    from pykvm.boot.apt import Progress
+    from pykvm.boot.kernels import Note
+
+KERNEL: Final = "6.12-cloud"  # has virtio-pci, virtiofs and virtio-console built in
+QEMU: Final = "qemu-system-x86_64"
+VIRTIOFSD: Final = (  # where distributions put it, which is seldom in PATH
+    "virtiofsd",
+    "/usr/libexec/virtiofsd",
+    "/usr/lib/virtiofsd",
+    "/usr/lib/qemu/virtiofsd",
+)
+CPUS_MAX: Final = 32  # each is a thread of QEMU: more than the host has only cost time
+MEMORY_MIN_MIB: Final = 512
+
+# The host's / comes twice, by tag. In the first the lab asks once for what it has seen, which makes
+# programs start two to three times faster; but it does not notice what the host changes meanwhile.
+# So the directories that both write come from the second, which asks again after a second.
+SHARES: Final = {"host": "always", "shared": "auto"}
+
+# The lab's kernel command line. What is emulated costs time: all that it can do without goes.
+CMDLINE: Final = (
+    "console=ttyS0",
+    "quiet",
+    "panic=-1",  # reboot at once; QEMU is told to end then
+    "mitigations=off",
+    "tsc=reliable",  # a clock read without an exit to QEMU
+    "no_timer_check",
+    "nowatchdog",
+    "rcupdate.rcu_expedited=1",
+    "init_on_alloc=0",
+    "audit=0",
+    "apparmor=0",
+    "random.trust_cpu=on",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What may be chosen about a lab."""
+
+    cpus: int = 2
+    memory_mib: int = 4096  # taken from the host as the lab touches it
+    kernel: str = KERNEL  # as `pykvm kernel fetch` takes it
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.cpus <= CPUS_MAX:
+            raise ConfigError(f"--cpus {self.cpus}: a lab has 1 to {CPUS_MAX} CPUs")
+        if self.memory_mib < MEMORY_MIN_MIB:
+            raise ConfigError(
+                f"--memory {self.memory_mib}M: a lab needs {MEMORY_MIN_MIB}M at least"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A `Spec` and what of this host's it takes: all that is needed to start the machine."""
+
+    spec: Spec
+    qemu: str
+    virtiofsd: str
+    virtiofsd_in_rust: bool  # the newer one; the older came with QEMU up to 7.2
+    kernel: str
+    initrd: str
+
+    @classmethod
+    def make(cls, spec: Spec, progress: Progress | None = None, note: Note | None = None) -> Plan:
+        """Find or fetch everything. Raises `HostError` naming what is missing."""
+        from pykvm.boot import kernels
+        from pykvm.lab import initrd
+
+        programs = find_programs()
+        kernel = kernels.fetch(spec.kernel, progress, note)
+        return cls(spec, *programs, str(kernel.image), str(initrd.make(kernel)))
+
+    def dumps(self) -> str:
+        """Return it as text, for another process's `loads`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Plan:
+        """Return what `dumps` was given."""
+        fields = json.loads(text)
+        return cls(**fields | {"spec": Spec(**fields["spec"])})
+
+    def virtiofsd_command(
+        self, listen_fd: int, cache: str, as_root: bool, files_max: int
+    ) -> list[str]:
+        """Return the command that serves the host's / to the one who connects to `listen_fd`."""
+        # No sandbox of namespaces: a container may have none to give.
+        sandbox = "sandbox=chroot" if as_root else "sandbox=none"
+        command = [self.virtiofsd, f"--fd={listen_fd}", f"--rlimit-nofile={files_max}"]
+        if self.virtiofsd_in_rust:
+            options = ["--shared-dir=/", f"--cache={cache}", f"--{sandbox}", "--log-level=error"]
+            return [*command, *options]
+        return [*command, "-f", "-o", f"source=/,cache={cache},{sandbox},log_level=err"]
+
+    def qemu_command(self, port_fd: int, share_fds: Sequence[int]) -> list[str]:
+        """Return the command of the emulated machine; its console is QEMU's stdout."""
+        shares: list[str] = []
+        for tag, fd in zip(SHARES, share_fds, strict=True):
+            shares += ["-chardev", f"socket,id={tag},fd={fd}"]
+            shares += ["-device", f"vhost-user-fs-pci,chardev={tag},tag={tag}"]
+        size = f"{self.spec.memory_mib}M"
+        return [
+            self.qemu,
+            *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+            *("-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi"),
+            *("-cpu", "max,la57=off"),  # page tables of four levels are walked faster than of five
+            *("-smp", str(self.spec.cpus), "-m", size),
+            *("-object", f"memory-backend-memfd,id=ram,size={size},share=on"),
+            # The port comes first, so that its device is virtio0 and its name in the lab vport0p1.
+            *("-chardev", f"socket,id=port,fd={port_fd}"),
+            *("-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,chardev=port"),
+            *shares,
+            *("-serial", "stdio"),
+            *("-kernel", self.kernel, "-initrd", self.initrd, "-append", " ".join(CMDLINE)),
+        ]
+
+
+def find_programs() -> tuple[str, str, bool]:
+    """Return the paths of QEMU and virtiofsd, and whether the latter is the one written in Rust."""
+    import shutil
+    import subprocess
+
+    qemu = shutil.which(QEMU)
+    virtiofsd = next(filter(None, map(shutil.which, VIRTIOFSD)), None)
+    if qemu is None or virtiofsd is None:
+        missing = [name for name, path in ((QEMU, qemu), ("virtiofsd", virtiofsd)) if path is None]
+        raise HostError(
+            f"no {' and no '.join(missing)} on this host: the lab needs the packages "
+            "qemu-system-x86 and virtiofsd (Debian 12 has virtiofsd in qemu-system-common)"
+        )
+    usage = subprocess.run([virtiofsd, "--help"], capture_output=True, check=False).stdout
+    in_rust = b"--shared-dir" in usage
+    if os.geteuid() != 0 and not in_rust:
+        raise HostError(
+            f"{virtiofsd} works for root only: use sudo, or install virtiofsd 1.5 or newer"
+        )
+    return qemu, virtiofsd, in_rust
+
+
+class Machine:
+    """A running emulated machine. Owned by the supervisor's one thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Start it. It ends with the calling thread, however that ends."""
+        from resource import RLIMIT_NOFILE, getrlimit
+        from socket import socketpair
+
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.port, port = socketpair()  # the agent's frames
+        out, console = os.pipe()
+        self.console = open(out, "rb", buffering=0)  # noqa: SIM115 - what they all print
+        with ExitStack() as stack:  # what only they need
+            stack.enter_context(port)
+            stack.callback(os.close, console)
+            share_fds = []
+            for cache in SHARES.values():
+                listener, connected = map(stack.enter_context, _virtiofs_sockets())
+                root, files_max = os.geteuid() == 0, getrlimit(RLIMIT_NOFILE)[1]
+                command = plan.virtiofsd_command(listener.fileno(), cache, root, files_max)
+                self._start(command, console, [listener.fileno()])
+                share_fds.append(connected.fileno())
+            command = plan.qemu_command(port.fileno(), share_fds)
+            self._start(command, console, [port.fileno(), *share_fds])
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self.console.close()
+
+    def close(self) -> None:
+        """End it and wait until it has ended. `console` still has what was not read."""
+        self.port.close()
+        for process in reversed(self._processes):
+            process.kill()
+            process.wait()
+
+    def _start(self, command: list[str], console: int, fds: Sequence[int]) -> None:
+        import subprocess
+
+        self._processes.append(
+            subprocess.Popen(
+                # prctl(PR_SET_PDEATHSIG) by a program: no Python between fork and exec
+                ["setpriv", "--pdeathsig=KILL", "--", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                pass_fds=fds,
+            )
+        )
+
+
+def _virtiofs_sockets() -> tuple[socket.socket, socket.socket]:
+    """Return a listening socket and one connected to it. Neither has a name when this returns."""
+    import socket
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="pykvm-") as directory:
+        listener, connected = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+        listener.bind(f"{directory}/virtiofs")
+        listener.listen(1)
+        connected.connect(f"{directory}/virtiofs")
+    return listener, connected
