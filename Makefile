@@ -1,0 +1,70 @@
+# The README's two commands. Everything they need they fetch, once: run them again and again.
+#
+#   make demo    boot a Linux guest to its init, in the lab where this host's KVM cannot
+#   make test    check the code's form and run every test: what CI runs
+#   make clean   remove what both made in this folder
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# What pip has to build again when it changes.
+BUILD_INPUTS := setup.py pyproject.toml $(filter-out csrc/_core.c, $(wildcard csrc/*)) \
+                $(wildcard guests/*.py guests/[!_]*/*)
+C_FILES := $(filter-out csrc/_core.c, $(wildcard csrc/*.[ch] guests/*/*.[ch] tests/c/*.[ch] bench/*/*.[ch]))
+
+# What must be there, and the Debian package that brings it: COMMAND-OR-FILE=PACKAGE.
+python_path = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("$(1)"))')
+DEMO_NEEDS := gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-system-x86 \
+              $(call python_path,include)/Python.h=python3-dev \
+              $(call python_path,stdlib)/ensurepip/__init__.py=python3-venv
+TEST_NEEDS := clang=clang clang-format=clang-format iasl=acpica-tools ar=binutils
+
+.PHONY: demo test clean host-for-demo host-for-test
+
+demo: .venv/for-demo
+	$(BIN)/pykvm boot --lab -c 2
+
+test: .venv/for-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/pytest -n 2 --ignore=tests/linux
+	$(BIN)/pytest tests/linux
+
+clean:
+	rm -rf .venv build *.egg-info pykvm/*.so pykvm/guests csrc/_core.c
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.venv/for-demo: $(BUILD_INPUTS) | host-for-demo
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[compression]'
+	touch $@
+
+.venv/for-test: $(BUILD_INPUTS) | host-for-test
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[compression,test,lint]'
+	touch $@
+
+host-for-demo:
+	@$(call install_missing,$(DEMO_NEEDS))
+
+host-for-test:
+	@$(call install_missing,$(DEMO_NEEDS) $(TEST_NEEDS))
+
+# virtiofsd is a package of its own since Debian 13 and comes with QEMU before.
+define install_missing
+missing=; \
+for need in $(1); do \
+	command -v "$${need%=*}" >/dev/null || [ -e "$${need%=*}" ] || missing="$$missing $${need#*=}"; \
+done; \
+[ -e /usr/libexec/virtiofsd ] || [ -e /usr/lib/qemu/virtiofsd ] || missing="$$missing virtiofsd"; \
+[ -z "$$missing" ] && exit 0; \
+if [ "$$(id -u)" != 0 ]; then \
+	echo "These Debian packages are missing; install them as root:$$missing" >&2; exit 1; \
+fi; \
+export DEBIAN_FRONTEND=noninteractive; \
+apt-get update -q; \
+apt-cache show virtiofsd >/dev/null 2>&1 || missing="$${missing%virtiofsd}"; \
+apt-get install -y -q --no-install-recommends $$missing
+endef
