@@ -6,8 +6,9 @@ PROBE   steps
 NAME    breakpoint
         nop
         movl    $1, watched
-NAME    watched_write                           /* behind the write */
+NAME    behind_write
         jmp     yes
+        .balign 4                               /* as DR7 wants it for 4 bytes */
 NAME    watched
         .long   0
 

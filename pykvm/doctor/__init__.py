@@ -30,20 +30,17 @@ def why_not_linux() -> str | None:
 
 def _ask() -> str:
     """Run the probes Linux depends on, up to the first that fails. Empty: none did."""
-    from pykvm.doctor.checks import CHECKS, Host, complaint
+    from pykvm.doctor.checks import CHECKS, complaint
+    from pykvm.doctor.host import Host
     from pykvm.kvm import Kvm
 
-    with Kvm() as kvm:
-        host = Host(kvm)
-        try:
-            # SYSCALL first: where it works, ring 0 is real and hardly anything else fails.
-            needed = sorted((c for c in CHECKS if c.linux), key=lambda c: c.key != "syscall")
-            for check in needed:
-                result = check.run(host)
-                if result.ok is False:
-                    return f"{SMALL_GUESTS_ONLY} ({complaint(check, result)})"
-        finally:
-            host.close()
+    # SYSCALL first: where it works, ring 0 is real and hardly anything else fails.
+    needed = sorted((c for c in CHECKS if c.linux), key=lambda c: c.key != "syscall")
+    with Kvm() as kvm, Host(kvm) as host:
+        for check in needed:
+            result = check.run(host)
+            if result.ok is False:
+                return f"{SMALL_GUESTS_ONLY} ({complaint(check, result)})"
     return ""
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from pykvm import __version__
 from pykvm.doctor import capabilities, cpu_model
-from pykvm.doctor.checks import CHECKS, Check, Host, Result, complaint
+from pykvm.doctor.checks import CHECKS, Check, complaint
+from pykvm.doctor.host import Host, Result
 from pykvm.errors import KvmError
 from pykvm.kvm import API_VERSION, Kvm
 
@@ -85,11 +86,8 @@ def examine() -> Examination:
 
     host["kvm_api"] = str(API_VERSION)
     with kvm:
-        patient = Host(kvm)
-        try:
+        with Host(kvm) as patient:
             results = {check.key: check.run(patient) for check in CHECKS}
-        finally:
-            patient.close()
         verdict = judge(results)
         return Examination(
             verdict,
