@@ -76,7 +76,7 @@ PORT_FW_CFG: Final = 0x510  # QEMU docs/specs/fw_cfg.rst: selector 0x510, data 0
 PORT_EXIT_CODE: Final = 0x5F8  # pykvm's own: a byte written here ends the machine with that code
 PORT_PM1A_EVENT: Final = 0x600  # ACPI PM1a status and enable, 4 bytes
 PORT_PM1A_CONTROL: Final = 0x604  # ACPI PM1a control, 2 bytes
-PORT_BIOS_CALL: Final = 0x6F0  # a BIOS stub writes the interrupt's number here
+PORT_BIOS_CALL: Final = 0x6F0  # a BIOS stub writes SS:SP here; the call lies there, 4 bytes
 PORT_PCI_CONFIG: Final = 0xCF8  # PCI configuration address and data (no PCI yet: all ones)
 PORT_RESET: Final = 0xCF9  # reset control register (inside the PCI range)
 

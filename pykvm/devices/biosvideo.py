@@ -26,7 +26,9 @@ LAST_ROW: Final = ROWS - 1
 class Video:
     """An 80 x 25 text screen on a terminal; `send` takes bytes for the terminal.
 
-    The terminal's cursor follows lazily: it moves when something is written elsewhere.
+    The terminal's cursor follows lazily: it moves when something is written elsewhere. It moves by
+    so many rows and columns, never to a fixed place, because our row 0 may be anywhere on a
+    terminal that showed other things before.
     """
 
     def __init__(self, memory: GuestMemory, send: Callable[[bytes], None]) -> None:
@@ -83,7 +85,8 @@ class Video:
             return
         self._set_attribute(call.bh)
         if call.al == 0:
-            self._send(b"\x1b[2J")
+            self._send(b"\x1b[2J\x1b[H")
+            self._terminal = (0, 0)
         else:
             self._send(b"\x1b[%d%c" % (call.al, ord("S") if call.ah == 0x06 else ord("T")))
         self._shown = None
@@ -163,16 +166,17 @@ class Video:
     def _move(self, to: tuple[int, int]) -> None:
         """Bring the terminal's cursor to row and column `to`."""
         row, column = self._terminal
-        if to == (row, column):
-            return
-        if to[0] == row and to[1] == 0:
+        right, down = to[1] - column, to[0] - row
+        if to[1] == 0 and right:
             self._send(b"\r")
-        elif to[0] == row and to[1] == column - 1:
-            self._send(b"\b")
-        elif to == (row + 1, 0):
-            self._send(b"\r\n")
+        elif right < 0:
+            self._send(b"\b" * -right if right > -4 else b"\x1b[%dD" % -right)
+        elif right > 0:
+            self._send(b"\x1b[%dC" % right)
+        if down < 0:
+            self._send(b"\x1b[%dA" % -down)
         else:
-            self._send(b"\x1b[%d;%dH" % (to[0] + 1, to[1] + 1))
+            self._send(b"\n" * down)
         self._terminal = to
 
 
