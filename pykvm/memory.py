@@ -17,6 +17,9 @@ from pykvm.errors import ConfigError, PykvmError, check
 PWRITE_SIZE: Final = 1 << 20
 
 
+GPA_MAX = (1 << 64) - 1  # what fits the uint64_t of csrc/api.h
+
+
 class GuestMemoryError(PykvmError, IndexError):
     """A guest-physical range that is not (all) guest memory."""
 
@@ -43,6 +46,8 @@ class GuestMemory:
             raise ConfigError(
                 f"--memory: {size} bytes is not a positive multiple of 4096; try --memory 256M"
             )
+        if size > GPA_MAX:
+            raise ConfigError(f"--memory: {size} bytes is more than a PC can address; try less")
         self.handle = ffi.new("struct pk_mem *")
         result = lib.pk_mem_create(size, layout.MMIO_HOLE, layout.MMIO_HOLE_END, self.handle)
         check(result, f"memfd of {size} bytes for guest memory", "try a smaller --memory")
@@ -66,7 +71,8 @@ class GuestMemory:
 
     def view(self, gpa: int, size: int) -> memoryview:
         """A writable view of the guest's bytes, no copy. Raises `GuestMemoryError`."""
-        hva = lib.pk_mem_ptr(self.handle, gpa, size) if gpa >= 0 and size >= 0 else ffi.NULL
+        fits = 0 <= gpa <= GPA_MAX and 0 <= size <= GPA_MAX
+        hva = lib.pk_mem_ptr(self.handle, gpa, size) if fits else ffi.NULL
         if hva == ffi.NULL:
             raise GuestMemoryError(f"[{gpa:#x}, {gpa + size:#x}) is not guest memory")
         return memoryview(ffi.buffer(hva, size)).cast("B")
