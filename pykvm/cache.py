@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pykvm.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -69,10 +69,11 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def locked(name: str) -> Iterator[Path]:
+def locked(name: str, note: Callable[[str], None] | None = None) -> Iterator[Path]:
     """Make the directory `name` in the cache; hold it against other processes that lock it too.
 
-    The lock goes with its holder, however that ends, so there is no stale one to clean up.
+    Waits while another has it, after telling `note` so. The lock goes with its holder, however
+    that ends: there is no stale one to clean up.
     """
     import fcntl
 
@@ -80,7 +81,12 @@ def locked(name: str) -> Iterator[Path]:
     directory.mkdir(exist_ok=True)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if note:
+                note(f"waiting for another pykvm that is working in {directory}")
+            fcntl.flock(fd, fcntl.LOCK_EX)
         yield directory
     finally:
         os.close(fd)

@@ -120,7 +120,7 @@ class Apt:
             if process.returncode or len(debs) != 1:
                 raise HostError(
                     f"cannot download {package}: {_reason(complaint.read())}; "
-                    "check the network and the sources in /etc/apt"
+                    "check the network, the space on the disk and the sources in /etc/apt"
                 )
         return debs[0]
 
@@ -137,6 +137,13 @@ def with_lists(task: Callable[[Apt], T], note: Callable[[str], None], *, update:
     The new lists are private ones, for a user who is not root; `update` skips the first try.
     Raises what `task` raises, and `HostError` when there are no lists to be had.
     """
+    import shutil
+
+    if not shutil.which("apt-get"):
+        raise HostError(
+            "apt-get is not here: kernels are fetched as Debian packages. On another system name "
+            "a kernel of your own: pykvm boot --kernel FILE, or PYKVM_KERNEL=FILE"
+        )
     if not update:
         try:
             return task(Apt())
@@ -164,7 +171,7 @@ def unpack(deb: Path, directory: Path) -> None:
 
 
 def run(command: Sequence[str]) -> CompletedProcess[str]:
-    """Run a program of apt's to its end. Raises `HostError` when the host does not have it."""
+    """Run a program to its end, its output captured. Raises `HostError` when it is not there."""
     import subprocess
 
     try:
@@ -176,10 +183,7 @@ def run(command: Sequence[str]) -> CompletedProcess[str]:
             errors="replace",
         )
     except FileNotFoundError:
-        raise HostError(
-            f"{command[0]} is not here: kernels are fetched through Debian's apt. On another "
-            "system give a kernel of your own: pykvm boot --kernel FILE, or PYKVM_KERNEL=FILE"
-        ) from None
+        raise HostError(f"{command[0]} is not here: install Debian's dpkg, apt and tar") from None
 
 
 def _reason(stderr: str) -> str:

@@ -70,7 +70,7 @@ def build(
     fragments = [_fragment(), *([config.absolute()] if config else [])]
     wanted = _options(_text(path) for path in fragments)
     _check_host()
-    with cache.locked("build") as directory:
+    with cache.locked("build", note) as directory:
         for leftover in directory.iterdir():  # of a build that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=directory) as name:
@@ -95,7 +95,7 @@ def build(
                 (".config", "config"),
             ):
                 shutil.copyfile(make.output / built, boot / f"{kept}-{release}")
-            with cache.locked(kernels.KERNELS):
+            with cache.locked(kernels.KERNELS, note):
                 return kernels.put(boot.parent, release)
 
 
@@ -183,7 +183,7 @@ def _package(version: str | None, progress: Progress | None, note: Note) -> Path
     """Return a source package from the cache, downloaded when apt knows of a newer one."""
     from pykvm.boot.apt import with_lists
 
-    with cache.locked("sources") as directory:
+    with cache.locked("sources", note) as directory:
         package = f"{PACKAGE}{(version or '*').removeprefix(PACKAGE)}"
 
         def newest(apt: Apt) -> Path:

@@ -144,7 +144,7 @@ def fetch(
 
     note = note or (lambda text: None)
     pattern = pattern or DEFAULT_FLAVOUR
-    with cache.locked(KERNELS):
+    with cache.locked(KERNELS, note):
         cached = [kernel for kernel in installed() if matches(_release(pattern), kernel.name)]
         if cached and cached[0].name == _release(pattern):
             return cached[0]

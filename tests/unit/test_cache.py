@@ -69,6 +69,20 @@ def test_a_lock_keeps_others_out() -> None:
     os.close(other)
 
 
+def test_who_waits_for_a_lock_is_told() -> None:
+    with cache.locked("kernels") as directory:
+        other = os.open(directory, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    told: list[str] = []
+
+    def note(text: str) -> None:
+        told.append(text)
+        os.close(other)
+
+    with cache.locked("kernels", note):
+        assert told == [f"waiting for another pykvm that is working in {directory}"]
+
+
 def test_a_lock_goes_with_its_holder() -> None:
     with pytest.raises(KeyError), cache.locked("kernels"):
         raise KeyError
