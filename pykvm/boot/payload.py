@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 CHUNK: Final = 1 << 20
 LZMA_MEMORY: Final = 1 << 28  # an xz dictionary has at most 128 MiB in kernels
 ZSTD_WINDOW: Final = 1 << 27  # `zstd --ultra -22`
+LZO_FILTER: Final = 0x800  # lzop's header flags
+LZO_CHECKS_PLAIN: Final = 0x101  # each bit: 4 bytes of checksum in every block
+LZO_CHECKS_PACKED: Final = 0x202  # the same, in blocks that did get smaller
 LZ4_BLOCK: Final = 8 << 20  # the legacy frame's block size
 
 
@@ -97,7 +100,36 @@ def _lz4(data: memoryview, limit: int) -> bytes:
 
 
 def _lzo(data: memoryview, limit: int) -> bytes:
-    raise UnsupportedError("lzo has no maintained Python library")
+    """lzop's file: a header of variable length, then blocks with both sizes, big-endian.
+
+    Source: Linux lib/decompress_unlzo.c, which reads the same few of its fields.
+    """
+    try:
+        import lzo  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise UnsupportedError(
+            "lzo needs Python's lzo: apt install python3-lzo, or pip install python-lzo"
+        ) from None
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], "big")
+
+    new = number(9, 2) >= 0x940  # the version that added three fields
+    at = 17 if new else 14  # magic, versions, method, level
+    flags = number(at, 4)
+    at += 4 + (4 if flags & LZO_FILTER else 0) + (12 if new else 8)  # mode, times
+    at += 1 + number(at, 1) + 4  # name, header checksum
+    output = bytearray()
+    while size := number(at, 4):
+        if len(output) + size > limit:
+            raise _too_large(limit)
+        packed = number(at + 4, 4)
+        checks = LZO_CHECKS_PLAIN | (LZO_CHECKS_PACKED if packed < size else 0)
+        at += 8 + 4 * (flags & checks).bit_count()
+        piece = bytes(data[at : at + packed])
+        output += lzo.decompress(piece, False, size) if packed < size else piece
+        at += packed
+    return _whole(output, at + 4 <= len(data), limit)
 
 
 # By magic, longest first where one could be taken for another.
@@ -139,10 +171,14 @@ def decompress(data: memoryview, limit: int) -> bytes:
 def _whole(output: bytes | bytearray, complete: bool, limit: int) -> bytes:
     """Check that a stream's output is all of it and no more than `limit`."""
     if len(output) > limit:
-        raise BootError(
-            f"--memory: the kernel decompresses to more than the {limit} bytes there is room for; "
-            "try a larger --memory"
-        )
+        raise _too_large(limit)
     if not complete:
         raise BootError("KERNEL: its compressed payload is truncated; copy the file again")
     return bytes(output)
+
+
+def _too_large(limit: int) -> BootError:
+    return BootError(
+        f"--memory: the kernel decompresses to more than the {limit} bytes there is room for; "
+        "try a larger --memory"
+    )
