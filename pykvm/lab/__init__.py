@@ -2,7 +2,7 @@
 
 Reached from `cli` (``pykvm lab``), from tests and from programs::
 
-    with Lab() as lab:  # a private one; Lab(keep="tests") finds the kept one, or starts it
+    with Lab() as lab:  # a private one; Lab(keep=True) finds the kept one, or starts it
         result = lab.run(["pykvm", "boot"], timeout=60)  # a subprocess.CompletedProcess
 
 For hosts whose KVM is missing or partial: no /dev/kvm is needed. What a command finds there:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pykvm.config import parse_size
 from pykvm.errors import ConfigError
-from pykvm.lab.client import DEFAULT_NAME, IDLE_S, Lab, is_kept, stop_kept
+from pykvm.lab.client import IDLE_S, Lab, is_kept, stop_kept
 from pykvm.lab.machine import Spec
 from pykvm.layout import MIB
 
@@ -107,7 +107,7 @@ def choose(args: Namespace) -> Lab:
     if args.keep and kept and asked:
         raise ConfigError("--keep: a kept lab is running; end it with 'pykvm lab --stop' first")
     keep = args.keep or (kept and not asked)
-    return Lab(spec, keep=DEFAULT_NAME if keep else None, idle_s=args.idle)
+    return Lab(spec, keep=keep, idle_s=args.idle)
 
 
 def _seconds(text: str) -> float:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pykvm.boot.apt import Progress
     from pykvm.boot.kernels import Note
 
-DEFAULT_NAME: Final = "default"  # the kept lab that the command line means
 IDLE_S: Final = 600.0
 CHUNK: Final = 64 << 10
 
@@ -89,12 +88,12 @@ class Lab:
     """
 
     def __init__(
-        self, spec: Spec | None = None, *, keep: str | None = None, idle_s: float = IDLE_S
+        self, spec: Spec | None = None, *, keep: bool = False, idle_s: float = IDLE_S
     ) -> None:
-        """Describe a private lab, or the kept one named `keep`.
+        """Describe a private lab, or the kept one.
 
-        A kept one that runs already is taken as it is. One that does not is started as `spec` says,
-        and ends when nobody has used it for `idle_s` seconds.
+        When the kept one runs already, it is taken as it is. Otherwise it is started as `spec`
+        says, and ends when nobody has used it for `idle_s` seconds.
         """
         self._spec = spec or Spec()
         self._keep = keep
@@ -104,8 +103,8 @@ class Lab:
 
     def start(self, progress: Progress | None = None, note: Note | None = None) -> None:
         """Return when the lab is ready. Raises `HostError` when this host cannot have one."""
-        if self._keep is not None:
-            self._start_kept(self._keep, progress, note)
+        if self._keep:
+            self._start_kept(progress, note)
         else:
             plan = Plan.make(self._spec, progress, note)
             self._control, theirs = socket.socketpair()
@@ -117,13 +116,13 @@ class Lab:
             self.close()
             raise
 
-    def _start_kept(self, name: str, progress: Progress | None, note: Note | None) -> None:
-        if is_kept(name):
+    def _start_kept(self, progress: Progress | None, note: Note | None) -> None:
+        if is_kept():
             return
         plan = Plan.make(self._spec, progress, note)
-        path = _socket_path(name)
+        path = _socket_path()
         with cache.locked("lab"):  # two may come at once
-            if is_kept(name):
+            if is_kept():
                 return
             path.unlink(missing_ok=True)  # of one that was killed
             with socket.socket(socket.AF_UNIX) as control:
@@ -146,8 +145,8 @@ class Lab:
 
     def connect(self) -> Connection:
         """Return a connection to the lab that is ready for EXEC. Raises `LabEndedError`."""
-        if self._keep is not None:
-            ours = _connect_kept(self._keep)
+        if self._keep:
+            ours = _connect_kept()
         elif self._control is not None:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -246,17 +245,17 @@ def exit_code(exit_frame: Frame) -> int:
     return os.waitstatus_to_exitcode(U32.unpack(exit_frame.data)[0])
 
 
-def is_kept(name: str = DEFAULT_NAME) -> bool:
-    """Tell whether the kept lab `name` runs, or is about to."""
-    sock = _connect_kept(name)
+def is_kept() -> bool:
+    """Tell whether a kept lab runs, or is about to."""
+    sock = _connect_kept()
     if sock is not None:
         sock.close()
     return sock is not None
 
 
-def stop_kept(name: str = DEFAULT_NAME) -> bool:
-    """End the kept lab `name` and return when it has ended. Returns False when there is none."""
-    sock = _connect_kept(name)
+def stop_kept() -> bool:
+    """End the kept lab and return when it has ended. Returns False when there is none."""
+    sock = _connect_kept()
     if sock is None:
         return False
     with sock, suppress(ConnectionError):
@@ -266,18 +265,18 @@ def stop_kept(name: str = DEFAULT_NAME) -> bool:
     return True
 
 
-def _socket_path(name: str) -> Path:
-    """Return where the kept lab `name` listens, in a directory that only this user may enter."""
+def _socket_path() -> Path:
+    """Return where the kept lab listens, in a directory that only this user may enter."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     directory = Path(runtime, "pykvm") if runtime else cache.cache_dir()
     directory.mkdir(mode=0o700, exist_ok=True)
-    return directory / f"lab-{name}.sock"
+    return directory / "lab.sock"
 
 
-def _connect_kept(name: str) -> socket.socket | None:
+def _connect_kept() -> socket.socket | None:
     sock = socket.socket(socket.AF_UNIX)
     try:
-        sock.connect(str(_socket_path(name)))
+        sock.connect(str(_socket_path()))
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         return None

@@ -191,7 +191,8 @@ def _signals() -> Iterator[socket.socket]:
     read, write = socket.socketpair()
     write.setblocking(False)
     old_fd = signal.set_wakeup_fd(write.fileno())
-    numbers = (*PASSED_ON, signal.SIGWINCH)
+    # What is ignored stays so: nohup
+    numbers = [n for n in (*PASSED_ON, signal.SIGWINCH) if signal.getsignal(n) != signal.SIG_IGN]
     old = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield read

@@ -27,7 +27,7 @@ from pykvm.lab.machine import Machine, Plan
 from pykvm.lab.wire import COMMANDS_MAX, FRAME, Frame, Kind, Reader, pack
 
 BOOT_TIMEOUT_S: Final = 120
-CONSOLE_LINES: Final = 25  # shown when a lab fails
+CONSOLE_LINES: Final = 60  # shown when a lab fails: a panic has some fifty
 CONSOLE_SIZE: Final = 16 << 10
 CHUNK: Final = 256 << 10
 
@@ -116,7 +116,9 @@ class Supervisor:
                 key.data(events)
         self._machine.close()
         self._read_console()
-        console = self._console.decode(errors="replace").splitlines()[-CONSOLE_LINES:]
+        lines = self._console.decode(errors="replace").splitlines()
+        # What virtiofsd says whenever QEMU leaves it is no news.
+        console = [line for line in lines if not line.startswith("virtio_loop:")][-CONSOLE_LINES:]
         text = "\n".join([self._end, *(["its console's last lines:", *console] if console else [])])
         for client in self._clients:
             client.send(pack(Kind.FAIL, 0, text.encode()))

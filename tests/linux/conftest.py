@@ -1,0 +1,37 @@
+"""The lab that the tests here share: one boot for all of them, workers of pytest-xdist included.
+
+The kept lab is found through $XDG_RUNTIME_DIR, which is the test run's own here, so tests may use
+the command line (``pykvm lab -- …``) and the fixture alike, and a developer's own kept lab is left
+alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pykvm.errors import HostError
+from pykvm.lab import Lab, stop_kept
+
+XDIST_IDLE_S = 60.0  # no worker knows whether it is the last one: the lab ends by itself
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A running lab. Where there can be none the tests are skipped, but not in CI."""
+    xdist = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(base.parent if xdist else base))
+        lab = Lab(keep=True, **({"idle_s": XDIST_IDLE_S} if xdist else {}))
+        try:
+            lab.start()
+        except HostError as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(f"no lab: {error}")
+        yield lab
+        if not xdist:
+            stop_kept()
