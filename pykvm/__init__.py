@@ -6,11 +6,13 @@ Names are imported on first use, so that the command line starts fast. Read `mac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pykvm.lean import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pykvm.config import MachineConfig as MachineConfig
     from pykvm.devices.base import Device as Device
     from pykvm.errors import BootError as BootError

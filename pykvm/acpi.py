@@ -19,14 +19,16 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
 
 from pykvm import aml, layout
 from pykvm.devices.cmos import Register
 from pykvm.devices.pm import SLP_TYP_S5
 from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.memory import GuestMemory
 
 OEM_ID: Final = b"PYKVM "

@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from typing import TYPE_CHECKING, Any
 
 from pykvm.boot.entry import CpuMode
 from pykvm.config import CMDLINE_DEFAULT, MEMORY_DEFAULT, MachineConfig, parse_size
 from pykvm.errors import ConfigError
 from pykvm.layout import MIB
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pykvm.machine import Machine
     from pykvm.outcome import Outcome
 

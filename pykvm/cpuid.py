@@ -7,13 +7,15 @@ Documentation/virt/kvm/x86/cpuid.rst. Feature names are those of Linux's /proc/c
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
-
 from pykvm.errors import ConfigError
 from pykvm.kvm import CpuidEntry
+from pykvm.lean import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from typing import Final
 
 
-class Bit(NamedTuple):
+class Bit(Record):
     """Where a feature is: CPUID function, index, output register, bit number."""
 
     function: int

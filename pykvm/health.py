@@ -7,9 +7,9 @@ own words at the start of a line; a stuck machine is one in which nothing can ch
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from pykvm._core import lib
+from pykvm.lean import Record
 from pykvm.vcpu import GENERAL_REGISTERS, Vcpu
 
 RFLAGS_IF = 1 << 9
@@ -47,7 +47,7 @@ class PanicWatch:
         return GRACE_END_S if self.complete else GRACE_S
 
 
-class Snapshot(NamedTuple):
+class Snapshot(Record):
     """One vCPU at one moment, as far as deciding needs it."""
 
     mp_state: int

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any, NamedTuple, Self
 
 from pykvm import layout
 from pykvm._core import ffi, lib
 from pykvm.errors import KvmError, check
+from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 API_VERSION = 12  # the only one there is since Linux 2.6.22
 
@@ -26,7 +29,7 @@ _OPEN_HINTS = {
 }
 
 
-class CpuidEntry(NamedTuple):
+class CpuidEntry(Record):
     """One row of CPUID: input `function` (and `index`, when `flags` says so), output registers."""
 
     function: int

@@ -30,7 +30,11 @@ Reached from the boot loaders, `machine` and `acpi`; drawn for people in docs/ar
 
 from __future__ import annotations
 
-from typing import Final
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20

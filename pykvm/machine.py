@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Self
 
 from pykvm import acpi, boot, cpuid, layout, x86
 from pykvm._core import lib
@@ -39,17 +38,21 @@ from pykvm.devices.serial import Serial
 from pykvm.errors import ConfigError, PykvmError
 from pykvm.health import HALT, RESTART, PanicWatch
 from pykvm.kvm import Kvm, Vm
+from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import GuestMemory
 from pykvm.outcome import CODES, Outcome, Reason, Stats
 from pykvm.vcpu import Vcpu
 from pykvm.watch import Watcher
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 # After these the guest is where it was, and may go on.
 RESUMABLE = frozenset({Reason.TIMEOUT, Reason.QUIT, Reason.SIGNAL})
 XAPIC_IDS = 255  # APIC ids that fit 8 bits, the broadcast id left out
 
 
-class _Ending(NamedTuple):
+class _Ending(Record):
     """Why the run ends; the first one counts."""
 
     reason: Reason

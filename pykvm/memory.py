@@ -7,11 +7,14 @@ mapped once (csrc/mem.c); KVM sees the same pages through memslots. Read `layout
 from __future__ import annotations
 
 import os
-from typing import Final, NamedTuple, Self
 
 from pykvm import layout
 from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError, PykvmError, check
+from pykvm.lean import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from typing import Final, Self
 
 # From this size on, writing to the memfd is twice as fast as to its mapping: no page faults.
 PWRITE_SIZE: Final = 1 << 20
@@ -24,7 +27,7 @@ class GuestMemoryError(PykvmError, IndexError):
     """A guest-physical range that is not (all) guest memory."""
 
 
-class Region(NamedTuple):
+class Region(Record):
     """A contiguous range of guest memory: `gpa` of the first byte, `size` in bytes."""
 
     gpa: int

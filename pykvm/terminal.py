@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from pykvm.console import Console, write_all
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 ESCAPE = 0x01  # Ctrl-A, as in QEMU and screen
 HELP = """\r

@@ -7,12 +7,15 @@ answer itself never arrives here (csrc/vcpu.c). Read docs/architecture.md, "The 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self
 
 from pykvm._core import ffi, lib
 from pykvm.bus import Bus
 from pykvm.errors import check
 from pykvm.kvm import CpuidEntry, Kvm, Vm
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 PIO: int = lib.PK_EXIT_PIO
 MMIO: int = lib.PK_EXIT_MMIO

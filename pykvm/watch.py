@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import select
 import time
-from typing import TYPE_CHECKING
 
 from pykvm.console import Console
 from pykvm.health import Health, Snapshot
+from pykvm.lean import TYPE_CHECKING
 from pykvm.outcome import Reason
 
 if TYPE_CHECKING:

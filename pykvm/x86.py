@@ -7,12 +7,15 @@ Management", ch. 4 "Paging", ch. 9 "Processor Management and Initialization". Re
 from __future__ import annotations
 
 import struct
-from typing import Any, Final
 
 from pykvm import layout
 from pykvm.boot.entry import CpuMode, Entry
+from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import GuestMemory
 from pykvm.vcpu import Vcpu
+
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 CR0_PE: Final = 1 << 0  # protected mode
 CR0_ET: Final = 1 << 4  # fixed to 1

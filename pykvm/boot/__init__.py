@@ -16,12 +16,12 @@ loader of that name. Read `entry` (what goes in and comes out), then `detect`, t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmap import mmap
+    from typing import Final
 
     from pykvm.boot.entry import BootSpec, Entry
     from pykvm.memory import GuestMemory

@@ -15,12 +15,14 @@ from __future__ import annotations
 import dataclasses
 import struct
 import time
-from typing import TYPE_CHECKING, Final
 
 from pykvm import layout
 from pykvm.boot.entry import Entry
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.memory import GuestMemory
 
 SERVICES: Final = (0x00, 0x06, *range(0x10, 0x1B))  # interrupts that Python answers

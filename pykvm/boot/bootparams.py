@@ -8,14 +8,16 @@ boot.rst, "The Real-Mode Kernel Header", and zero-page.rst. Read `setupheader` b
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
 
 from pykvm import layout
 from pykvm.boot.e820 import memory_map
 from pykvm.boot.setupheader import HEADER_START, SetupHeader
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.boot.claims import Claims
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory

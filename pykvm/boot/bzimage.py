@@ -12,8 +12,6 @@ Source: Linux Documentation/arch/x86/boot.rst, "32-bit BOOT PROTOCOL" and "64-bi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from pykvm import layout
 from pykvm.boot import elf, linux64, pvh
 from pykvm.boot.bootparams import write_zero_page
@@ -22,8 +20,11 @@ from pykvm.boot.entry import CpuMode, Entry
 from pykvm.boot.payload import UnsupportedError
 from pykvm.boot.setupheader import Field, LoadFlags, SetupHeader, XLoadFlags
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory
 

@@ -7,13 +7,15 @@ structures are claimed first, beside it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final
 
 from pykvm import layout
 from pykvm.boot.entry import CpuMode
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory
 

@@ -5,11 +5,12 @@ Reached from `boot.load()`. Read `boot/__init__`, which draws the decisions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.boot import elf
     from pykvm.memory import GuestMemory
 

@@ -6,10 +6,9 @@ service for 16-bit guests answers from the same list. Read `layout`, which draws
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm import layout
 from pykvm.boot.entry import E820, E820_RAM, E820_RESERVED
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.memory import GuestMemory

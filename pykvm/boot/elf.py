@@ -8,13 +8,14 @@ pyelftools, and only when a report wants them: importing it costs more than load
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pykvm.boot.detect import is_elf
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Final
 
     from pykvm.boot.claims import Claims
     from pykvm.memory import GuestMemory
@@ -53,7 +54,7 @@ FOREIGN_MACHINES: Final = {
 }
 
 
-class Segment(NamedTuple):
+class Segment(Record):
     """One program header."""
 
     type: int
@@ -64,7 +65,7 @@ class Segment(NamedTuple):
     memory_size: int
 
 
-class Elf(NamedTuple):
+class Elf(Record):
     """An ELF executable for x86: bytes and what its headers say of them."""
 
     image: memoryview

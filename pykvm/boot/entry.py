@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from pykvm.lean import Record
 
 
 class CpuMode(enum.Enum):
@@ -32,7 +33,7 @@ class Entry:
     notes: tuple[str, ...] = ()  # what the user should know: one line each, for stderr
 
 
-class E820(NamedTuple):
+class E820(Record):
     """One entry of the guest's memory map (ACPI 6.5 §15 System Address Map Interfaces)."""
 
     gpa: int

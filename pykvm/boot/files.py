@@ -9,14 +9,14 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from pykvm.errors import BootError
+from pykvm.lean import Record
 
 Source = str | os.PathLike[str] | bytes
 
 
-class ImageFile(NamedTuple):
+class ImageFile(Record):
     """A kernel image: its bytes, and the file's name as a multiboot guest is told it."""
 
     data: memoryview

@@ -6,14 +6,15 @@ them a real-mode binary goes where a PC's BIOS puts a boot sector, any other to 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from pykvm import layout
 from pykvm.boot.claims import Claims
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory
 

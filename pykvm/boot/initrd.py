@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
 
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Final
 
 MAGIC: Final = b"070701"  # newc, without checksums
 HEADER_SIZE: Final = 110  # the magic and 13 numbers of 8 hexadecimal digits

@@ -7,14 +7,13 @@ own (startup_64), as the decompressor in a bzImage would jump to it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm.boot import elf
 from pykvm.boot.bootparams import write_zero_page
 from pykvm.boot.claims import Claims
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.boot.setupheader import SetupHeader
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pykvm.boot.entry import BootSpec

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pykvm import layout
 from pykvm.boot import elf
@@ -18,8 +17,11 @@ from pykvm.boot.detect import is_elf
 from pykvm.boot.e820 import memory_map
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory
 
@@ -60,7 +62,7 @@ class InfoFlags(enum.IntFlag):
     LOADER_NAME = 1 << 9
 
 
-class Header(NamedTuple):
+class Header(Record):
     """A valid multiboot header, `offset` bytes into the image."""
 
     offset: int

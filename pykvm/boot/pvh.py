@@ -8,7 +8,6 @@ unikernels too.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
 
 from pykvm import layout
 from pykvm.boot import elf
@@ -17,8 +16,11 @@ from pykvm.boot.claims import Claims, page_align
 from pykvm.boot.e820 import memory_map
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory
 

@@ -13,16 +13,17 @@ Configuration" and "Running the Kernel"::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from pykvm import layout
 from pykvm.boot.bootparams import place_cmdline, place_initrd
 from pykvm.boot.claims import Claims
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.boot.setupheader import HEADER_START, Field, LoadFlags, SetupHeader
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory
 

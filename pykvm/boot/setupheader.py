@@ -8,10 +8,13 @@ Header", whose names the fields keep; offsets are those of the image, where the 
 from __future__ import annotations
 
 import enum
-from typing import Final
 
 from pykvm.boot.detect import LINUX_MAGIC, LINUX_MAGIC_OFFSET, is_bzimage
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 HEADER_START: Final = 0x1F1
 HEADER_END_MAX: Final = 0x290  # in the zero page, edd_mbr_sig_buffer starts here

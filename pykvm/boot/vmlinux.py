@@ -14,15 +14,16 @@ from __future__ import annotations
 import os
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
 
 from pykvm.boot import elf, payload
 from pykvm.boot.claims import size_text
 from pykvm.boot.setupheader import Field, SetupHeader
 from pykvm.errors import BootError, HostError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Final
 
     from pykvm.memory import GuestMemory
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from pykvm import layout
 from pykvm.boot import bios as rom
@@ -18,7 +17,11 @@ from pykvm.boot.entry import E820
 from pykvm.devices.base import Device
 from pykvm.devices.bioskeys import Keyboard
 from pykvm.devices.biosvideo import Video
+from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import GuestMemory, GuestMemoryError
+
+if TYPE_CHECKING:
+    from typing import Final
 
 # What the stub and the INT pushed, lowest address first.
 FRAME: Final = struct.Struct("<HH 8I H HHH")

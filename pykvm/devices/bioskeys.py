@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final
 
 from pykvm.boot import bios as rom
+from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from typing import Final
 
 ESCAPE: Final = 0x1B
 

@@ -8,12 +8,14 @@ List, int 10h; ECMA-48 for the terminal's side.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
 
 from pykvm.boot.bios import BDA, BDA_CURSOR, COLUMNS, ROWS, TEXT_MODE
+from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import GuestMemory
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.devices.bios import Call
 
 NORMAL: Final = 0x07  # light grey on black

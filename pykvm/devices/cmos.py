@@ -12,10 +12,13 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
 
 from pykvm.devices.bytewide import ByteWide
 from pykvm.layout import GIB, KIB, MIB
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 INDEX: Final = 0  # offsets; bit 7 of the index masks NMIs, and is not part of it
 DATA: Final = 1

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final
 
 from pykvm.devices.base import Device
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 
 class Key(enum.IntEnum):

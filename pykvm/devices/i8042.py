@@ -13,9 +13,12 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
 from pykvm.devices.bytewide import ByteWide
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 DATA: Final = 0  # offsets
 COMMAND: Final = 4

@@ -10,9 +10,12 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from pykvm.devices.bytewide import ByteWide
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 STATUS: Final = 0  # offsets; each register is two bytes
 ENABLE: Final = 2

@@ -7,9 +7,12 @@ kernel marks its progress here.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
 
 from pykvm.devices.base import Device
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 KEPT: Final = 8
 

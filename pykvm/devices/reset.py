@@ -7,9 +7,12 @@ Source: Intel 82371SB (PIIX3) data sheet, "RC: Reset Control Register".
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from pykvm.devices.base import Device, all_ones
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 RESET_CONTROL: Final = 1  # offset of port 0xCF9
 RESET_CPU: Final = 1 << 2

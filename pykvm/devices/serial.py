@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
 
 from pykvm._core import ffi, lib
 from pykvm.devices.base import Device
 from pykvm.errors import check
+from pykvm.lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Serial(Device):
