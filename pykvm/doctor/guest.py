@@ -104,7 +104,8 @@ class _Run(Device):
                 if self._on_debug is None or not self._on_debug(exit.addr):
                     self.finish("debug exit")
             case lib.PK_EXIT_INTERNAL:
-                self.finish(f"KVM_EXIT_INTERNAL_ERROR, suberror {exit.data}")
+                unknown = ": not emulated" if exit.data == lib.KVM_INTERNAL_ERROR_EMULATION else ""
+                self.finish(f"KVM_EXIT_INTERNAL_ERROR, suberror {exit.data}{unknown}")
             case lib.PK_EXIT_FAIL_ENTRY:
                 self.finish(f"KVM_EXIT_FAIL_ENTRY, reason {exit.data:#x}")
             case lib.PK_EXIT_SHUTDOWN:
@@ -152,16 +153,14 @@ class ProbeGuest:
                 own.enter_context(Vcpu(kvm, self.vm, index, self.c_bus)) for index in range(cpus)
             ]
             supported = kvm.supported_cpuid()
-            for index, vcpu in enumerate(self.vcpus):
-                vcpu.set_cpuid(
-                    cpuid.build(
-                        supported,
-                        apic_id=index,
-                        cpus=cpus,
-                        features=features or {},
-                        tsc_deadline=False,
-                    )
+            self.cpuid = [
+                cpuid.build(
+                    supported, apic_id=index, cpus=cpus, features=features or {}, tsc_deadline=False
                 )
+                for index in range(cpus)
+            ]
+            for vcpu, table in zip(self.vcpus, self.cpuid, strict=True):
+                vcpu.set_cpuid(table)
             self._sregs = self.vcpus[0].get_sregs()
             self._events = self.vcpus[0].get_events()
         except BaseException:
