@@ -33,6 +33,7 @@ BARE_64 = shlex.split("-mno-red-zone -mgeneral-regs-only")
 # What a program is linked as. The link addresses are the loaders' defaults (pykvm/boot/flat.py).
 FORMATS = {
     "linux": [*FREESTANDING, "-Wl,-s"],
+    "linux-libc": ["-Wl,-s"],
     "flat-real": [*FREESTANDING, *BARE_32, "-Wl,--oformat=binary,-Ttext=0x7c00"],
     "flat-protected": [*FREESTANDING, *BARE_32, "-Wl,--oformat=binary,-Ttext=0x100000"],
     "flat-long": [*FREESTANDING, *BARE_64, "-Wl,--oformat=binary,-Ttext=0x100000"],
@@ -44,6 +45,7 @@ FORMATS = {
 # Folder: format. A folder's .S and .c files are its sources.
 GUESTS = {
     "hello-real": "flat-real",
+    "boot-sector": "flat-real",
     "hello-protected": "flat-protected",
     "hello-long": "flat-long",
     "hello-multiboot": "elf32",
@@ -63,6 +65,7 @@ GUESTS = {
     "debugexit": "elf64",
     "probe": "flat-probe",
     "init": "linux",
+    "lab-agent": "linux-libc",
 }
 
 
