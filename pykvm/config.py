@@ -7,11 +7,11 @@ without touching the host is refused here, with the option's name and the remedy
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from pykvm.boot.entry import CpuMode
 from pykvm.errors import ConfigError
 from pykvm.layout import GIB, KIB, MIB
+from pykvm.lean import Record
 
 MEMORY_DEFAULT = 256 * MIB
 MEMORY_MIN = 1 * MIB
@@ -34,8 +34,7 @@ def parse_size(text: str) -> int:
         raise ConfigError(f"--memory: {text!r} is not a size; try 256M or 2G") from None
 
 
-@dataclass(frozen=True, slots=True)
-class MachineConfig:
+class MachineConfig(Record):
     """A machine to be. Raises `ConfigError` when a value cannot work on any host."""
 
     kernel: str | os.PathLike[str] | bytes  # a path, or the image itself

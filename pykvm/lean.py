@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 else:
 
     class Record(tuple):
-        """A tuple whose fields have the names annotated in the subclass, with their defaults."""
+        """A tuple whose fields have the names annotated in the subclass, with their defaults.
+
+        As in dataclasses, `__post_init__` may refuse the values.
+        """
 
         def __init_subclass__(cls):
             cls._fields = tuple(cls.__annotations__)
@@ -34,7 +37,12 @@ else:
                     wrong = ", ".join(sorted(fields.keys() ^ set(cls._fields)))
                     raise TypeError(f"{cls.__name__}: missing or unknown: {wrong}")
                 values = [fields[name] for name in cls._fields]
-            return super().__new__(cls, values)
+            self = super().__new__(cls, values)
+            self.__post_init__()
+            return self
+
+        def __post_init__(self):
+            pass
 
         def __getnewargs__(self):
             return tuple(self)

@@ -7,7 +7,8 @@ Reached from `machine.run`, handed to callers of the API and turned into the pro
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from pykvm.lean import Record
 
 
 class Reason(enum.Enum):
@@ -46,8 +47,7 @@ CODES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(Record):
     """What a run cost."""
 
     exits: int  # returns of KVM_RUN, all vCPUs
@@ -55,8 +55,7 @@ class Stats:
     seconds: float  # from the first vCPU's start to the last one's stop
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Record):
     """How a run ended."""
 
     reason: Reason

@@ -12,7 +12,6 @@ IBM PC AT Technical Reference, "ROM BIOS"; Ralf Brown's Interrupt List, MEMORY.L
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import time
 
@@ -115,7 +114,7 @@ def install(memory: GuestMemory, entry: Entry) -> Entry:
     if memory.contains(layout.EBDA):
         memory.write(layout.EBDA, b"\x01")  # its size in KiB
     segments = {**entry.segments, "cs": ROM_SEGMENT}
-    return dataclasses.replace(entry, rip=start["boot"], segments=segments)
+    return entry._replace(rip=start["boot"], segments=segments)
 
 
 def build_rom(entry: Entry) -> tuple[bytes, list[int], dict[str, int]]:

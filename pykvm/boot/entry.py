@@ -7,9 +7,11 @@ function `load(image, memory, spec) -> Entry` in a module of its own, named afte
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
 
-from pykvm.lean import Record
+from pykvm.lean import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class CpuMode(enum.Enum):
@@ -20,15 +22,14 @@ class CpuMode(enum.Enum):
     LONG = "long"  # 64-bit, flat segments, the first 4 GiB identity-mapped
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Record):
     """Where and how the boot vCPU starts."""
 
     protocol: str  # as `--protocol` spells it
     mode: CpuMode
     rip: int
-    regs: dict[str, int] = field(default_factory=dict)  # general registers, by name; others are 0
-    segments: dict[str, int] = field(default_factory=dict)  # REAL only: selectors by name
+    regs: Mapping[str, int] = {}  # general registers, by name; others are 0
+    segments: Mapping[str, int] = {}  # REAL only: selectors by name
     symbols: bytes | memoryview | None = None  # an ELF image whose symbol table names functions
     notes: tuple[str, ...] = ()  # what the user should know: one line each, for stderr
 
@@ -45,8 +46,7 @@ E820_RAM = 1
 E820_RESERVED = 2
 
 
-@dataclass(frozen=True, slots=True)
-class BootSpec:
+class BootSpec(Record):
     """What the user asked for, as bytes. Addresses are the loaders' affair."""
 
     cmdline: bytes = b""  # without the final NUL

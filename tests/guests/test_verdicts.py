@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,4 +138,4 @@ def test_command_line_shows_the_guest_and_returns_its_code() -> None:
 
 def test_runs_one_after_the_other_are_alike(run_guest: RunGuest) -> None:
     first, second = (run_guest("hello-elf64") for _ in range(2))
-    assert dataclasses.replace(first, stats=second.stats) == second
+    assert first._replace(stats=second.stats) == second
