@@ -8,27 +8,35 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from pykvm.errors import HostError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
-def cache_path() -> Path:
+def cache_name() -> str:
     """Name pykvm's cache directory, there or not.
 
     ``$XDG_CACHE_HOME/pykvm``, or ``~/.cache/pykvm`` when that variable is unset, empty or relative
     (XDG Base Directory Specification 0.8, "Basics": a relative path is invalid, to be ignored).
+    Raises `HostError` for a user without a home directory.
     """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        raise HostError("no home directory for a cache; set XDG_CACHE_HOME to a directory")
+    return os.path.join(base, "pykvm")
+
+
+def cache_path() -> Path:
+    """`cache_name` as a path, for those to whom loading pathlib is not too slow."""
     from pathlib import Path
 
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        base = Path("~/.cache").expanduser()
-    return base / "pykvm"
+    return Path(cache_name())
 
 
 def cache_dir() -> Path:

@@ -80,16 +80,16 @@ def cpu_model() -> str:
 
 
 def _cache_file() -> str:
-    from pykvm.cache import cache_path
+    from pykvm.cache import cache_name
 
-    return os.path.join(cache_path(), "why-not-linux")
+    return os.path.join(cache_name(), "why-not-linux")
 
 
 def _recall(key: str) -> str | None:
     try:
         with open(_cache_file()) as file:
             known, _, answer = file.read().partition("\n")
-    except (OSError, ValueError):
+    except (OSError, ValueError, HostError):
         return None
     return answer.strip() if known == key else None
 
