@@ -36,7 +36,7 @@ from pykvm.devices.pvpanic import PanicEvent, PvPanic
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.serial import Serial
 from pykvm.errors import ConfigError, PykvmError
-from pykvm.health import HALT, RESTART, PanicWatch
+from pykvm.health import HALT, RESTART, PanicWatch, kernel_says
 from pykvm.kvm import Kvm, Vm
 from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import GuestMemory
@@ -381,9 +381,9 @@ class Machine:
         reason, code = ending.reason, ending.code
         if self.panic.seen and reason in (Reason.REBOOT, Reason.TRIPLE_FAULT, Reason.HALTED):
             reason = Reason.PANIC  # the kernel died, then did what panic= asks
-        elif reason is Reason.TRIPLE_FAULT and RESTART.search(self.console_log):
+        elif reason is Reason.TRIPLE_FAULT and kernel_says(self.console_log, *RESTART):
             reason = Reason.REBOOT  # Linux's reboot=triple
-        elif reason is Reason.HALTED and HALT.search(self.console_log):
+        elif reason is Reason.HALTED and kernel_says(self.console_log, *HALT):
             reason = Reason.POWEROFF  # Linux's halt, on a machine that stays on
         return (reason, code) if reason is ending.reason else (reason, CODES[reason])
 
