@@ -178,6 +178,10 @@ def load_segments(elf: Elf, memory: GuestMemory, claims: Claims) -> None:
                 f"KERNEL: truncated: ELF segment {number} ends at byte "
                 f"{segment.offset + segment.file_size} of {len(elf.image)}; copy the file again"
             )
+    # The highest first: when memory is too small, the error tells how much will do for all.
+    for number, segment in sorted(
+        enumerate(elf.loadable), key=lambda item: item[1].paddr + item[1].memory_size, reverse=True
+    ):
         claims.claim(segment.paddr, segment.memory_size, f"the kernel's ELF segment {number}")
     for segment in elf.loadable:
         data = elf.image[segment.offset : segment.offset + segment.file_size]

@@ -48,9 +48,10 @@ def test_an_entry_outside_every_segment_is_refused() -> None:
     ("image", "message"),
     [
         (elf(Load(MIB, memory_size=8)), "0x40 bytes in the file but only 0x8 in memory"),
-        (elf(Load(MIB), Load(MIB + 63)), "segment 1 .* overlaps the kernel's ELF segment 0"),
+        (elf(Load(MIB), Load(MIB + 63)), "segment 0 .* overlaps the kernel's ELF segment 1"),
         (elf(Load(MIB, file_size=4096)), "truncated: ELF segment 0 ends at byte 4216 of 184"),
         (elf(Load(64 * MIB)), "--memory 65M"),
+        (elf(Load(8 * MIB), Load(32 * MIB), Load(16 * MIB)), "--memory 33M"),
         (elf(Load(MIB, memory_size=1 << 40)), "3 GiB"),
         (elf(Load(MIB, memory_size=(1 << 64) - 1)), "3 GiB"),
         (elf(Load(MIB, b"")), "no loadable segment"),
