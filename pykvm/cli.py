@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser(words[0] if words else "")
     try:
         args = parser.parse_args(words)
-        args.command = [*getattr(args, "command", ()), *rest]
+        args.words, args.command = words, [*getattr(args, "command", ()), *rest]
         return int(args.func(args))
     except PykvmError as error:
         print(f"pykvm: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ is given, and whether this host can run the guest at all. Read `machine` for eve
 
 from __future__ import annotations
 
-import re
+import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
@@ -116,21 +116,16 @@ def run(args: Namespace) -> int:
     kernel, command = args.kernel or args.image, args.command
     if args.kernel and args.image:
         raise ConfigError("--kernel: KERNEL is given twice; a guest's command comes after --")
-    if kernel is None:
+    if kernel is None or not os.path.exists(kernel):
         from pykvm.cli_kernel import find_or_fetch
 
-        kernel = find_or_fetch()
+        kernel = find_or_fetch(kernel)
     linux = is_linux(kernel)
-    if linux:
-        from pykvm.doctor import why_not_linux
-
-        problem = None if args.any_host else why_not_linux()
-        if problem is not None:
-            if args.lab:
-                return _boot_in_lab(kernel, problem)
-            raise ConfigError(
-                f"{problem}; put 'pykvm lab --' in front of the command, or add --lab"
-            )
+    problem = None if args.any_host else _host_problem(linux, args.lab)
+    if problem is not None:
+        if args.lab:
+            return _boot_in_lab(args, kernel, problem)
+        raise ConfigError(f"{problem}; put 'pykvm lab --' in front of the command, or add --lab")
     config = MachineConfig(
         kernel=kernel,
         initrd=_initrds(args, command, linux),
@@ -254,11 +249,38 @@ def is_linux(kernel: str) -> bool:
     if bytes(data[0x202:0x206]) == b"HdrS":
         # boot.rst: kernel_version points, less 0x200, to a text such as "6.1.0 (builder) #1 SMP"
         at = int.from_bytes(data[0x20E:0x210], "little") + 0x200
-        return re.match(rb"\d+\.\d+\S* .*#\d+ ", bytes(data[at : at + 256])) is not None
+        major, _, rest = bytes(data[at : at + 256]).partition(b".")
+        return major.isdigit() and rest[:1].isdigit() and b" #" in rest
     is_elf64 = bytes(data[:5]) == b"\x7fELF\x02"
-    return is_elf64 and re.search(rb"Linux version \d", data) is not None
+    mapping: Any = data.obj
+    return is_elf64 and mapping.find(b"Linux version ") >= 0
 
 
-def _boot_in_lab(kernel: str, problem: str) -> int:
-    """The same command, inside the lab."""
-    raise NotImplementedError
+def _host_problem(linux: bool, lab: bool) -> str | None:
+    """Why this host's KVM cannot run the guest, or None when it can, as far as is known."""
+    from pykvm.errors import KvmError
+
+    try:
+        if linux:
+            from pykvm.doctor import why_not_linux
+
+            return why_not_linux()
+        if lab:
+            from pykvm.kvm import Kvm
+
+            Kvm().close()
+    except KvmError as error:
+        if not lab:
+            raise
+        return str(error)
+    return None
+
+
+def _boot_in_lab(args: Namespace, kernel: str, problem: str) -> int:
+    """The same words, but for --lab and the kernel that was found, to ``pykvm lab``: it replaces us."""
+    print(f"pykvm: {problem}; booting in the lab", file=sys.stderr, flush=True)
+    pykvm = [sys.executable, "-m", "pykvm"]
+    words = [word for word in args.words if word != "--lab"]
+    if args.kernel is None and args.image is None:
+        words.insert(words.index("boot") + 1, f"--kernel={kernel}")
+    os.execv(sys.executable, [*pykvm, "lab", "--", *pykvm, *words, "--", *args.command])
