@@ -126,10 +126,12 @@ class PtyConsole(Console):
 class UnixConsole(Console):
     """``unix:PATH``: a listening stream socket; one client at a time.
 
-    What the guest says before the first client comes waits for it, the last 64 KiB of it.
+    What the guest says before the first client comes waits for it, the last 64 KiB of it. A client
+    that does not read is hung up on: the machine's own time must not stand still for it.
     """
 
     BACKLOG = 1 << 16
+    PATIENCE_S = 2.0
 
     def __init__(self, path: str) -> None:
         import socket
@@ -143,7 +145,8 @@ class UnixConsole(Console):
         except OSError as error:
             self._server.close()
             raise ConfigError(
-                f"--serial unix:{path}: {error.strerror}; name a path where no file is yet"
+                f"--serial unix:{path}: {error.strerror or error}; "
+                "name a short path where no file is yet"
             ) from None
         self._server.listen(1)
 
@@ -153,12 +156,13 @@ class UnixConsole(Console):
     def read(self, fd: int) -> bytes:
         if self._client is None:
             self._client, _ = self._server.accept()
+            self._client.settimeout(self.PATIENCE_S)
             early, self._early = self._early, b""
             self.write(early)
             return b""
         try:
             data = self._client.recv(4096)
-        except ConnectionError:
+        except OSError:
             data = b""
         if not data:
             self._hang_up()

@@ -6,6 +6,7 @@ is ours to change; then Ctrl-C belongs to the guest and ``Ctrl-A x`` ends the ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -41,7 +42,7 @@ class Terminal(Console):
             return  # started without standard input: output only
         if not os.isatty(fd):
             self._stdin = fd
-        elif os.tcgetpgrp(fd) == os.getpgrp():  # in the background the terminal is not ours
+        elif _in_foreground(fd):
             self._stdin = fd
             self._make_raw(fd)
 
@@ -101,5 +102,14 @@ class Terminal(Console):
         if self._saved is not None and self._open:
             import termios
 
-            termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
+            with contextlib.suppress(termios.error):  # it hung up
+                termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
         self._open = False
+
+
+def _in_foreground(fd: int) -> bool:
+    """Whether the terminal is ours to change: not when a shell has put us in the background."""
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return True  # not our session's terminal (setsid): no shell shares it with us
