@@ -6,6 +6,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -87,6 +88,20 @@ static void start_loopback(void)
     close(fd);
 }
 
+/* Hold a virtual machine with one CPU, never run, for as long as the lab lives. A host's first VM
+ * and vCPU make Linux rewrite instructions of its scheduler and of KVM (static keys), the last ones
+ * going make it rewrite them back; QEMU's TCG can run a half-written one on the other CPU, which
+ * then dies of "Oops: int3". So that happens once, here, while the other CPU idles. */
+static void hold_a_vm(void)
+{
+    int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    int vm = ioctl(kvm, KVM_CREATE_VM, 0);
+
+    if (ioctl(vm, KVM_CREATE_IRQCHIP, 0) < 0 || ioctl(vm, KVM_CREATE_VCPU, 0) < 0)
+        fatal("make a VM on", "/dev/kvm");
+    close(kvm);
+}
+
 int boot(void)
 {
     mount_or_die("devtmpfs", "dev", "/dev", "mode=755");
@@ -100,6 +115,7 @@ int boot(void)
     load_modules("/modules");
     mount_root();
     fill_dev();
+    hold_a_vm();
     start_loopback();
     sethostname("lab", 3);
 
