@@ -5,12 +5,12 @@
  * answering (`answer`). An exception that no probe expects answers too, so that an instruction
  * that is refused has a name. What does not answer at all is the doctor's to notice.
  *
- *     probe.S         the table, how to answer
- *     tables.h        GDT, TSS, IDT; exceptions; going down to ring 3
- *     modes.h         real mode, protected mode, long mode and paging, ring 3, SYSCALL
- *     instructions.h  what kernels use in ring 0 and an emulator may not know
- *     events.h        interrupts, a second CPU, port and memory accesses
- *     debug.h         code to set breakpoints on, loops to measure
+ *     probe.S           the table, how to answer
+ *     tables.inc        GDT, TSS, IDT; exceptions; going down to ring 3
+ *     modes.inc         real mode, protected mode, long mode and paging, ring 3, SYSCALL
+ *     instructions.inc  what kernels use in ring 0 and an emulator may not know
+ *     events.inc        interrupts, a second CPU, port and memory accesses
+ *     debug.inc         code to set breakpoints on, loops to measure
  *
  * All of it is linked below 64 KiB: real mode reaches it, and 16 bits of an address are enough in
  * a descriptor.
@@ -66,11 +66,11 @@ verdict:
 wrong:  mov     $WRONG, %eax
         jmp     answer
 
-#include "tables.h"
-#include "modes.h"
-#include "instructions.h"
-#include "events.h"
-#include "debug.h"
+#include "tables.inc"
+#include "modes.inc"
+#include "instructions.inc"
+#include "events.inc"
+#include "debug.inc"
 
         .text   0
         .quad   0                       /* the table ends here */

@@ -1,7 +1,7 @@
 """What KVM costs on this host: an exit, a VM, an instruction.
 
 Reached from `doctor.examination`. Each figure is the median of several short tries, good to a few
-percent on a quiet host; bench/ has the careful ones. Read guests/probe/debug.h for the loops.
+percent on a quiet host; bench/ has the careful ones. Read guests/probe/debug.inc for the loops.
 """
 
 from __future__ import annotations

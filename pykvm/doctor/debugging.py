@@ -1,7 +1,7 @@
 """The debugger's questions: do breakpoints stop the guest, are single steps reported?
 
 Reached from `doctor.checks`; answers by KVM_SET_GUEST_DEBUG alone (Linux
-Documentation/virt/kvm/api.rst §4.87). Read guests/probe/debug.h beside it.
+Documentation/virt/kvm/api.rst §4.87). Read guests/probe/debug.inc beside it.
 """
 
 from __future__ import annotations

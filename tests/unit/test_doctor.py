@@ -192,14 +192,14 @@ def test_boot_refuses_linux_on_such_a_host_and_names_the_way_out(
     asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli_boot, "is_linux", lambda _kernel: True)
-    assert cli.main(["boot", "vmlinuz"]) == 125
+    assert cli.main(["boot", __file__]) == 125
     assert re.match(r"pykvm: because.*pykvm lab", capsys.readouterr().err)
 
 
 def test_boot_on_any_host_asks_nothing(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_boot, "is_linux", lambda _kernel: True)
     monkeypatch.setattr(cli_boot, "boot", lambda *_: 7)
-    assert cli.main(["boot", "--any-host", "vmlinuz"]) == 7
+    assert cli.main(["boot", "--any-host", __file__]) == 7
     assert asked == []
 
 
