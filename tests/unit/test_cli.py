@@ -1,0 +1,172 @@
+"""The user's mistakes: one line that names the option, exit code 125, nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pykvm.cli import main
+
+FLAT = ("--mode", "real")
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> str:
+    path = tmp_path / "sector"
+    path.write_bytes(b"\xf4")
+    return str(path)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What `pykvm WORDS` says before it leaves with 125, having opened nothing for good."""
+    fds = os.listdir("/proc/self/fd")
+    try:
+        code = main(words)
+    except SystemExit as leaving:  # argparse
+        code = leaving.code
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (125, "")
+    assert "Traceback" not in captured.err
+    assert len(os.listdir("/proc/self/fd")) == len(fds)
+    return captured.err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        (["-m", "0"], "--memory"),
+        (["-m", "junk"], "--memory"),
+        (["-m", ""], "--memory"),
+        (["-m", "-1G"], "--memory"),
+        (["-m", "nan"], "--memory"),
+        (["--memory=4K"], "--memory"),
+        (["--memory", "1.0001G"], "--memory"),
+        (["-c", "0"], "--cpus"),
+        (["-c", "-1"], "--cpus"),
+        (["-c", "two"], "--cpus"),
+        (["-c", "1.5"], "--cpus"),
+        (["--cpus", ""], "--cpus"),
+        (["--cpu", "bad"], "--cpu"),
+        (["--cpu", "host,+nosuch"], "--cpu"),
+        (["--cpu", "host,avx"], "--cpu"),
+        (["--timeout", "soon"], "--timeout"),
+        (["--timeout", "-1"], "--timeout"),
+        (["--timeout", "nan"], "--timeout"),
+        (["--timeout", "inf"], "--timeout"),
+        (["--protocol", "bad"], "--protocol"),
+        (["--mode", "bad"], "--mode"),
+        (["--load", "here"], "--load"),
+        (["--load", "-1"], "--load"),
+        (["--load", "0x1ffffffffffffffff"], "--load"),
+        (["--entry", "0xq"], "--entry"),
+        (["--initrd", "/nonexistent/initrd"], "--initrd"),
+        (["--module", "/nonexistent/module words"], "--module"),
+        (["--append", "x\0y"], "--append"),
+        (["--nosuch"], "--nosuch"),
+        (["--timeout"], "--timeout"),
+    ],
+)
+def test_wrong_value_names_its_option(
+    capsys: pytest.CaptureFixture[str], kernel: str, options: list[str], option: str
+) -> None:
+    assert option in complaint(capsys, "boot", kernel, *options)
+
+
+@given(
+    st.sampled_from(
+        ["--memory", "--cpus", "--cpu", "--timeout", "--load", "--entry", "--mode", "--serial"]
+    ),
+    st.text(alphabet="0123456789xkMG.,+-e host\0é", max_size=8),
+)
+def test_any_text_as_a_value_is_understood_or_refused(option: str, text: str) -> None:
+    with (
+        tempfile.NamedTemporaryFile() as kernel,
+        mock.patch("pykvm.cli_boot.boot", return_value=0),
+        contextlib.redirect_stderr(io.StringIO()) as said,
+    ):
+        code = main(["boot", kernel.name, f"{option}={text}"])
+    assert code in (0, 125)
+    assert (option in said.getvalue()) == (code == 125)
+
+
+def test_missing_kernel_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = complaint(capsys, "boot", str(tmp_path / "vmlinuz"))
+    assert "KERNEL" in said
+    assert "not there" in said
+
+
+def test_directory_as_a_kernel_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "Is a directory" in complaint(capsys, "boot", str(tmp_path))
+
+
+def test_unreadable_kernel_says_so(kernel: str) -> None:
+    os.chmod(kernel, 0)
+    # root may read it all the same, unless it gives up the capability to
+    drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    command = [*(drop if os.getuid() == 0 else []), sys.executable, "-m", "pykvm", "boot", kernel]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 125
+    assert "Permission denied" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_kernels_are_one_too_many(capsys: pytest.CaptureFixture[str], kernel: str) -> None:
+    assert "KERNEL" in complaint(capsys, "boot", "--kernel", kernel, kernel)
+    assert "KERNEL" in complaint(capsys, "boot", kernel, kernel)
+
+
+def test_command_for_a_guest_that_is_no_linux_is_refused(
+    capsys: pytest.CaptureFixture[str], kernel: str
+) -> None:
+    assert "COMMAND" in complaint(capsys, "boot", kernel, *FLAT, "--", "uname")
+
+
+@pytest.mark.parametrize("words", [["nosuch"], ["bot", "kernel"], [], ["--nosuch"]])
+def test_unknown_command_leaves_with_125(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert "COMMAND" in complaint(capsys, *words)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["boot", "--help"], ["boot", "-h"], ["--version"]])
+def test_help_is_no_mistake(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    try:
+        code = main(words)
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    assert code == 0
+    assert "pykvm" in capsys.readouterr().out
+
+
+def test_words_after_two_dashes_are_never_options(
+    capsys: pytest.CaptureFixture[str], kernel: str
+) -> None:
+    assert "COMMAND" in complaint(capsys, "boot", kernel, *FLAT, "--", "ls", "--memory", "0")
+
+
+def test_output_that_nobody_reads_is_no_traceback() -> None:
+    command = f"{sys.executable} -m pykvm --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
+def test_the_script_and_the_module_are_the_same_program() -> None:
+    words = [sys.executable, "-m", "pykvm", "--version"]
+    module = subprocess.run(words, capture_output=True, check=True, timeout=60)
+    script = subprocess.run(
+        [str(Path(sys.executable).with_name("pykvm")), "--version"],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert module.stdout == script.stdout
