@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
+from pykvm.boot import PROTOCOLS
 from pykvm.boot.entry import CpuMode
 from pykvm.config import CMDLINE_DEFAULT, MEMORY_DEFAULT, MachineConfig, parse_size
 from pykvm.errors import ConfigError
 from pykvm.layout import MIB
 from pykvm.lean import TYPE_CHECKING
+from pykvm.options import Option, describe, parse
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
     from pykvm.machine import Machine
     from pykvm.outcome import Outcome
 
-EPILOG = """\
+HELP = """\
+usage: pykvm boot [options] [KERNEL] [-- COMMAND…]
+
+Boot KERNEL: bzImage, vmlinux, PVH, multiboot or flat, found by its magic. It is a path or a name
+from 'pykvm kernel ls'; without one, $PYKVM_KERNEL, the running kernel's /boot/vmlinuz, the newest
+fetched one, else one is fetched. COMMAND is what pykvm's own init runs in a Linux guest; its exit
+code becomes ours.
+
+options:
+{options}
+
 exit codes:
   0      the guest powered off or rebooted
   n      the guest left with its own code (isa-debug-exit at 0xf4, plain code at 0x5f8)
@@ -31,86 +42,73 @@ exit codes:
   255    the guest crashed: kernel panic, triple fault, dead halt
   128+n  pykvm was ended by signal n
 
-On a terminal, Ctrl-A x ends the machine and Ctrl-A h tells the other keys.
-"""
+On a terminal, Ctrl-A x ends the machine and Ctrl-A h tells the other keys."""
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``boot`` to the command line."""
-    from pykvm.boot import PROTOCOLS
-
-    parser: ArgumentParser = subparsers.add_parser(
-        "boot",
-        help="boot a kernel and give back its verdict",
-        usage="pykvm boot [options] [KERNEL] [-- COMMAND…]",
-        description="Boot KERNEL: bzImage, vmlinux, PVH, multiboot or flat, found by its magic. "
-        "COMMAND is what pykvm's own init runs in a Linux guest; its exit code becomes ours.",
-        epilog=EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "image",
-        nargs="?",
-        metavar="KERNEL",
-        help="an image's path, or a name from 'pykvm kernel ls' (default: $PYKVM_KERNEL, the "
-        "running kernel's /boot/vmlinuz, the newest fetched one, else one is fetched)",
-    )
-    add("--kernel", metavar="KERNEL", help="the same, as an option")
-    add("--initrd", action="append", default=[], metavar="FILE", help="several are joined")
-    add(
+OPTIONS = (
+    Option("--kernel", "KERNEL", "the same as KERNEL, as an option"),
+    Option("--initrd", "FILE", "several are joined", repeated=True),
+    Option(
         "--append",
-        metavar="TEXT",
-        help=f"the kernel command line, taken as given (default: {CMDLINE_DEFAULT!r} for Linux)",
-    )
-    add(
+        "TEXT",
+        f"the kernel command line, taken as given (default: {CMDLINE_DEFAULT!r} for Linux)",
+    ),
+    Option(
         "--add",
-        action="append",
-        default=[],
-        metavar="FILE[:GUESTPATH]",
-        help="put a host file, with the libraries it needs, into pykvm's own initrd",
-    )
-    add(
-        "--module",
-        action="append",
-        default=[],
-        metavar="'FILE ARGS'",
-        help="a multiboot module with its command line",
-    )
-    add("-m", "--memory", default=f"{MEMORY_DEFAULT // MIB}M", metavar="SIZE", help="256M, 2G …")
-    add("-c", "--cpus", default="1", metavar="N", help="number of vCPUs (default: 1)")
-    add("--cpu", default="host", metavar="host[,+NAME,-NAME…]", help="CPU features to add, remove")
-    add(
+        "FILE[:GUESTPATH]",
+        "put a host file, with the libraries it needs, into pykvm's own initrd",
+        repeated=True,
+    ),
+    Option("--module", "'FILE ARGS'", "a multiboot module with its command line", repeated=True),
+    Option("-m --memory", "SIZE", "256M, 2G …", f"{MEMORY_DEFAULT // MIB}M"),
+    Option("-c --cpus", "N", "number of vCPUs (default: 1)", "1"),
+    Option("--cpu", "host[,+NAME,-NAME…]", "CPU features to add, remove", "host"),
+    Option(
         "--protocol",
-        metavar="NAME",
-        help="force how the image is entered: "
+        "NAME",
+        "force how the image is entered: "
         + "; ".join(f"{name} ({gloss})" for name, gloss in PROTOCOLS.items()),
-    )
-    add("--mode", metavar="MODE", help="flat binaries: real, protected or long")
-    add("--load", metavar="GPA", help="flat binaries: load address")
-    add("--entry", metavar="GPA", help="flat binaries: first instruction (default: --load)")
-    add(
+    ),
+    Option("--mode", "MODE", "flat binaries: real, protected or long"),
+    Option("--load", "GPA", "flat binaries: load address"),
+    Option("--entry", "GPA", "flat binaries: first instruction (default: --load)"),
+    Option(
         "--serial",
-        default="stdio",
-        metavar="WHERE",
-        help="stdio, none, pty, file:PATH or unix:PATH (default: stdio)",
-    )
-    add("--timeout", metavar="S", help="end the guest after S seconds, with code 124")
-    add(
+        "WHERE",
+        "stdio, none, pty, file:PATH or unix:PATH (default: stdio)",
+        "stdio",
+    ),
+    Option("--timeout", "S", "end the guest after S seconds, with code 124"),
+    Option(
         "--lab",
-        action="store_true",
-        help="where this host's KVM cannot run the guest, boot it in the lab (pykvm lab)",
-    )
-    add(
+        "",
+        "where this host's KVM cannot run the guest, boot it in the lab (pykvm lab)",
+    ),
+    Option(
         "--any-host",
-        action="store_true",
-        help="boot Linux here even where 'pykvm doctor' says that this host's KVM cannot",
-    )
-    parser.set_defaults(func=run)
+        "",
+        "boot Linux here even where 'pykvm doctor' says that this host's KVM cannot",
+    ),
+    Option("-h --help", "", "this help"),
+)
 
 
-def run(args: Namespace) -> int:
+def main(words: list[str], command: list[str]) -> int:
+    """``pykvm boot WORDS -- COMMAND``; returns the exit code."""
+    args = parse(words, OPTIONS)
+    if args.help:
+        print(HELP.format(options=describe(OPTIONS)))
+        return 0
+    args.words, args.command = ["boot", *words], command
+    args.image = args.operands.pop(0) if args.operands else None
+    if args.operands:
+        raise ConfigError(
+            f"KERNEL: {args.operands[0]!r} is one too many; a guest's command comes after --"
+        )
+    return run(args)
+
+
+def run(args: Any) -> int:
     """Carry out ``pykvm boot``; returns the exit code."""
     timeout = _number(args.timeout, "--timeout", float)
     kernel, command = args.kernel or args.image, args.command
@@ -204,8 +202,6 @@ def _address(text: str) -> int:
 
 
 def _protocol(name: str | None) -> str | None:
-    from pykvm.boot import PROTOCOLS
-
     if name is not None and name not in PROTOCOLS:
         raise ConfigError(f"--protocol: {name!r} is unknown; write one of {', '.join(PROTOCOLS)}")
     return name
@@ -218,7 +214,7 @@ def _mode(name: str | None) -> CpuMode | None:
         raise ConfigError(f"--mode: {name!r} is unknown; write real, protected or long") from None
 
 
-def _initrds(args: Namespace, command: list[str], linux: bool) -> tuple[str | bytes, ...]:
+def _initrds(args: Any, command: list[str], linux: bool) -> tuple[str | bytes, ...]:
     """The user's initrds, or pykvm's own with `command` in it."""
     if args.initrd:
         if command or args.add:
@@ -276,8 +272,8 @@ def _host_problem(linux: bool, lab: bool) -> str | None:
     return None
 
 
-def _boot_in_lab(args: Namespace, kernel: str, problem: str) -> int:
-    """The same words, but for --lab and the kernel that was found, to ``pykvm lab``: it replaces us."""
+def _boot_in_lab(args: Any, kernel: str, problem: str) -> int:
+    """``pykvm lab``, with our own words and the kernel that was found, in place of this process."""
     print(f"pykvm: {problem}; booting in the lab", file=sys.stderr, flush=True)
     pykvm = [sys.executable, "-m", "pykvm"]
     words = [word for word in args.words if word != "--lab"]

@@ -1,0 +1,89 @@
+"""The options of ``pykvm boot``: a table, the parser that follows it, the help made of it.
+
+Reached from `cli_boot`, which has the table. The other commands use argparse; importing that and
+building its parser takes longer than to make a machine and run its first instruction.
+"""
+
+from __future__ import annotations
+
+from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+
+class Option(Record):
+    """One row of the table."""
+
+    names: str  # the long one last: it names the attribute
+    metavar: str  # what its value is called; "" for a flag, which has none
+    gloss: str
+    default: str | None = None
+    repeated: bool = False  # its values are collected in a list
+
+    @property
+    def attribute(self) -> str:
+        return self.names.split()[-1].lstrip("-").replace("-", "_")
+
+
+class Arguments:
+    """What was asked for: an attribute an option, and the words that are none."""
+
+    def __init__(self) -> None:
+        self.operands: list[str] = []
+
+
+def parse(words: Sequence[str], options: Sequence[Option]) -> Any:
+    """Parse `words` into `Arguments`.
+
+    Understands ``--name VALUE``, ``--name=VALUE``, ``-n VALUE`` and ``-nVALUE``. A value may start
+    with a dash. Raises `ConfigError` naming the option.
+    """
+    by_name = {name: option for option in options for name in option.names.split()}
+    args = Arguments()
+    for option in options:
+        unset: Any = [] if option.repeated else option.default if option.metavar else False
+        setattr(args, option.attribute, unset)
+    rest = iter(words)
+    for word in rest:
+        if word == "-" or not word.startswith("-"):
+            args.operands.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        if not word.startswith("--") and len(word) > 2:
+            name, equals, value = word[:2], "=", word[2:]
+        found = by_name.get(name)
+        if found is None:
+            raise ConfigError(f"{name}: there is no such option; see 'pykvm boot --help'")
+        if not found.metavar:
+            if equals:
+                raise ConfigError(f"{name}: takes no value")
+            setattr(args, found.attribute, True)
+            continue
+        if not equals:
+            try:
+                value = next(rest)
+            except StopIteration:
+                raise ConfigError(f"{name}: its value is missing: {name} {found.metavar}") from None
+        if found.repeated:
+            getattr(args, found.attribute).append(value)
+        else:
+            setattr(args, found.attribute, value)
+    return args
+
+
+def describe(options: Sequence[Option]) -> str:
+    """The options as lines of help, as wide as the terminal."""
+    from shutil import get_terminal_size
+    from textwrap import fill
+
+    width, indent = max(40, get_terminal_size().columns - 2), " " * 24
+    lines = []
+    for option in options:
+        names = f"  {', '.join(option.names.split())} {option.metavar}".rstrip()
+        gloss = fill(option.gloss, width, initial_indent=indent, subsequent_indent=indent)
+        short = len(names) < len(indent) - 1
+        lines += [names + gloss[len(names) :]] if short else [names, gloss]
+    return "\n".join(lines)
