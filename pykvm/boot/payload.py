@@ -7,12 +7,12 @@ payload can have: Linux Documentation/arch/x86/boot.rst, "payload_offset"; scrip
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from pykvm.errors import BootError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
 CHUNK: Final = 1 << 20
 LZMA_MEMORY: Final = 1 << 28  # an xz dictionary has at most 128 MiB in kernels
