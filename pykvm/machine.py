@@ -118,7 +118,7 @@ class Machine:
         self._add_devices()
         acpi.place(self.memory, config.cpus)
         self.entry = boot.load(image.data, self.memory, spec, config.protocol)
-        if self.entry.mode is CpuMode.REAL:
+        if self.entry.mode is CpuMode.REAL or self.entry.protocol == "multiboot":
             self._add_bios()
         self._create_vcpus(features)
         x86.enter(self.vcpus[0], self.memory, self.entry)
@@ -162,7 +162,7 @@ class Machine:
         add(layout.PORT_PCI_CONFIG, 8, ResetControl(self._on_reset))
 
     def _add_bios(self) -> None:
-        """The BIOS services that a guest entered in real mode expects, before its first step."""
+        """The BIOS that real-mode guests call and multiboot guests know to have been there."""
         from pykvm.boot import bios
         from pykvm.boot.e820 import memory_map
         from pykvm.devices.bios import Bios
@@ -238,6 +238,7 @@ class Machine:
         self._ending = self._error = None
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.wake_fd)  # of the run before
+        self.serial.resume()
         self._watcher = Watcher(self, console or Console(), timeout)
         started = time.monotonic()
         threads = self._start_vcpus()

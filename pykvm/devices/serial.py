@@ -27,9 +27,11 @@ class Serial(Device):
         out = ffi.new("struct pk_serial **")
         check(lib.pk_serial_create(c_bus, base, vm_fd, gsi, out), "eventfd for the serial port")
         self._handle = out[0]
-        self._room = threading.Event()  # the transmit buffer was emptied
+        self._room = threading.Condition()  # _takes, _ending, _late
+        self._takes = 0  # how often the transmit buffer was emptied
+        self._ending = False
+        self._late = bytearray()  # sent when the buffer was full and nobody would empty it
         self._buffer = ffi.new("uint8_t[]", 1 << 16)
-        self._closing = False
         self.output_fd: int = lib.pk_serial_event_fd(self._handle)
         self.input_fd: int = lib.pk_serial_input_fd(self._handle)
 
@@ -48,12 +50,21 @@ class Serial(Device):
 
     def write(self, offset: int, size: int, value: int) -> None:
         for i in range(size):
-            byte = ffi.new("uint8_t *", value >> (8 * i) & 0xFF)
-            while offset + i < 8:
-                self._room.clear()
-                if lib.pk_serial_access(self._handle, offset + i, 1, byte) or self._closing:
-                    break
-                self._room.wait()  # until the main thread has taken the output
+            if offset + i < 8:
+                self._write_register(offset + i, value >> (8 * i) & 0xFF)
+
+    def _write_register(self, register: int, byte: int) -> None:
+        """Write one register; when the transmit buffer is full, wait until it was emptied."""
+        value = ffi.new("uint8_t *", byte)
+        while True:
+            takes = self._takes  # before trying, or what is taken in between would be missed
+            if lib.pk_serial_access(self._handle, register, 1, value):
+                return
+            with self._room:
+                self._room.wait_for(lambda: self._takes != takes or self._ending)  # noqa: B023
+                if self._ending:
+                    self._late.append(byte)
+                    return
 
     def reset(self) -> None:
         lib.pk_serial_reset(self._handle)
@@ -64,6 +75,8 @@ class Serial(Device):
         return bytes(ffi.buffer(buffer))
 
     def restore(self, state: bytes) -> None:
+        if len(state) != lib.PK_SERIAL_STATE_SIZE:
+            raise ValueError(f"{len(state)} bytes are not the state of a serial port")
         lib.pk_serial_load(self._handle, ffi.from_buffer(state))
 
     # ── the host's side, main thread ─────────────────────────────────────────────────────────
@@ -71,8 +84,14 @@ class Serial(Device):
     def take(self) -> bytes:
         """All that the guest has sent since the last call."""
         count = lib.pk_serial_take(self._handle, self._buffer, len(self._buffer))
-        self._room.set()
-        return bytes(ffi.buffer(self._buffer, count))
+        data = bytes(ffi.buffer(self._buffer, count))
+        with self._room:
+            if self._late and count < len(self._buffer):
+                data += self._late
+                self._late.clear()
+            self._takes += 1
+            self._room.notify_all()
+        return data
 
     def give(self, data: bytes) -> int:
         """Send `data` to the guest; returns how many bytes it has room for now."""
@@ -87,9 +106,14 @@ class Serial(Device):
                 continue
 
     def stop_waiting(self) -> None:
-        """Let a vCPU thread that waits for room go on, dropping its byte: the machine ends."""
-        self._closing = True
-        self._room.set()
+        """Let vCPU threads that wait for room go on: the run ends."""
+        with self._room:
+            self._ending = True
+            self._room.notify_all()
+
+    def resume(self) -> None:
+        """Let vCPU threads wait again: another run begins."""
+        self._ending = False
 
     def close(self) -> None:
         """Free the UART. No vCPU may run any more. Safe to call twice."""
