@@ -71,8 +71,9 @@ def build(
 def host_files(spec: str) -> dict[str, Path]:
     """What ``--add HOSTPATH[:GUESTPATH]`` names, as `files` for `build`.
 
-    A directory brings everything below it. GUESTPATH is HOSTPATH when it is left out. The named
-    path's own symbolic links are followed, so that /bin/sh adds a shell; those below are kept.
+    A directory brings everything below it, a program the libraries it needs. GUESTPATH is HOSTPATH
+    when it is left out. The named path's own symbolic links are followed, so that /bin/sh adds a
+    shell; those below are kept.
     """
     from pathlib import Path
 
@@ -85,7 +86,28 @@ def host_files(spec: str) -> dict[str, Path]:
     files = {guest: top}
     if top.is_dir():
         files |= {f"{guest}/{path.relative_to(top)}": path for path in sorted(top.rglob("*"))}
-    return files
+        return files
+    return _libraries(top) | files
+
+
+def _libraries(program: Path) -> dict[str, Path]:
+    """The interpreter and the shared libraries of a dynamic program, as ldd(1) finds them here."""
+    from pathlib import Path
+    from subprocess import run
+
+    with open(program, "rb") as file:
+        if file.read(4) != b"\x7fELF":
+            return {}
+    told = run(["ldd", str(program)], capture_output=True, text=True, check=False).stdout
+    found: dict[str, Path] = {}
+    for line in told.splitlines():  # "\tNAME => PATH (ADDRESS)", or "\tPATH (ADDRESS)"
+        name, _, path = line.partition("=>") if "=>" in line else ("", "", line)
+        path = path.split("(")[0].strip()
+        if path == "not found":
+            raise BootError(f"--add {program}: its library {name.strip()} is not on this host")
+        if path.startswith("/"):
+            found[path] = Path(path).resolve()
+    return found
 
 
 def concatenate(files: Iterable[bytes | memoryview]) -> bytes:

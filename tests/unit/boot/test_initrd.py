@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pykvm import guest_programs
 from pykvm.boot import initrd
 from pykvm.errors import BootError
 
@@ -175,3 +176,14 @@ def test_cpio_lists_the_archive_without_complaint() -> None:
     assert b"5,   1" in result.stdout
     assert b"blocks" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_program_brings_its_interpreter_and_libraries() -> None:
+    added = initrd.host_files("/bin/sh")
+    assert "/bin/sh" in added
+    assert any("ld-linux" in path for path in added)
+    assert any("libc.so" in path for path in added)
+
+
+def test_a_static_program_brings_nothing_else() -> None:
+    assert set(initrd.host_files(f"{guest_programs.path('init')}:/init2")) == {"/init2"}
