@@ -18,6 +18,7 @@
 #include <sys/reboot.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static int port = -1;
@@ -65,6 +66,14 @@ void send_frame(uint16_t id, enum kind kind, uint8_t arg, const void *data, uint
     write_port(data, size);
 }
 
+static void set_clock(const char *data)
+{
+    uint64_t ns;
+    memcpy(&ns, data, sizeof ns);
+    struct timespec now = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+    clock_settime(CLOCK_REALTIME, &now);
+}
+
 static void receive_frame(void)
 {
     struct frame frame;
@@ -76,7 +85,9 @@ static void receive_frame(void)
     data[frame.size] = '\0'; /* so that strings in it end, whatever it holds */
 
     struct command *c = &commands[frame.id];
-    if (frame.kind == EXEC && c->pid == 0)
+    if (frame.kind == CLOCK)
+        set_clock(data);
+    else if (frame.kind == EXEC && c->pid == 0)
         command_start(c, frame.id, data, frame.size);
     else if (c->pid != 0) /* else it has just ended: its EXIT is on the way to the sender */
         command_frame(c, &frame, data);

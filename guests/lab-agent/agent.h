@@ -19,6 +19,7 @@ enum kind {
     SIGNAL = 6,
     WINSIZE = 7,
     EXIT = 8,
+    CLOCK = 11,
 };
 
 struct frame {

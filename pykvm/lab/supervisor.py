@@ -20,11 +20,11 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Final
 
 from pykvm.lab.machine import Machine, Plan
-from pykvm.lab.wire import COMMANDS_MAX, FRAME, Frame, Kind, Reader, pack
+from pykvm.lab.wire import COMMANDS_MAX, FRAME, U64, Frame, Kind, Reader, pack
 
 BOOT_TIMEOUT_S: Final = 120
 CONSOLE_LINES: Final = 60  # shown when a lab fails: a panic has some fifty
@@ -161,6 +161,7 @@ class Supervisor:
     def _from_lab(self, _port: Link, frame: Frame) -> None:
         if frame.kind == Kind.READY:
             self._ready = True
+            self._port.send(pack(Kind.CLOCK, 0, U64.pack(time_ns())))
             for each in self._clients:
                 each.send(pack(Kind.READY))
             return

@@ -28,6 +28,7 @@ WINDOW: Final = 256 << 10
 FRAME: Final = struct.Struct("<HBBI")  # command, kind, argument, size of the data behind it
 assert FRAME.size == 8
 U32: Final = struct.Struct("<I")
+U64: Final = struct.Struct("<Q")
 WINSIZE: Final = struct.Struct("<HH")  # rows, columns
 EXEC: Final = struct.Struct("<HHHHIII")  # struct exec of agent.h; then strings that end in NUL
 assert EXEC.size == 20
@@ -46,6 +47,7 @@ class Kind(enum.IntEnum):
     EXIT = 8  # from the agent: the command's wait status; nothing follows
     FAIL = 9  # from the supervisor: why there is no lab; nothing follows
     STOP = 10  # client → supervisor: end the lab
+    CLOCK = 11  # supervisor → agent: nanoseconds since 1970; a PC's own clock knows only seconds
 
 
 class ExecFlags(enum.IntFlag):

@@ -1,18 +1,22 @@
-"""The lab's initrd: the agent as /init, and the modules it inserts, decompressed.
+"""What QEMU loads: the kernel decompressed, and an initrd of the agent and the modules it inserts.
 
-Reached from `machine`. Its guest side is guests/lab-agent/boot.c. It is made once per kernel and
-agent and kept in the cache: decompressing the modules is work that neither the emulated machine nor
-the next start need do again.
+Reached from `machine`. The initrd's guest side is guests/lab-agent/boot.c. Both are made once and
+kept in the cache: decompressing is work that the emulated machine, where it takes a second, and the
+next start need not do again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from typing import TYPE_CHECKING, Final
 
 from pykvm import cache, guest_programs
-from pykvm.boot import initrd
-from pykvm.errors import HostError
+from pykvm.boot import initrd, payload
+from pykvm.boot.setupheader import SetupHeader
+from pykvm.boot.vmlinux import find_payload
+from pykvm.errors import BootError, HostError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,31 +36,56 @@ MODULES: Final = (
     "vhost_vsock",
 )
 
+VMLINUX_MAX: Final = 256 << 20
+# An ELF note "Xen" of type 18, XEN_ELFNOTE_PHYS32_ENTRY: QEMU enters an ELF kernel there (PVH).
+PVH_NOTE: Final = re.compile(rb"\x04\0\0\0[\x04\x08]\0\0\0\x12\0\0\0Xen\0")
+
 SIGNATURE_END: Final = b"~Module signature appended~\n"
 SIGNATURE_INFO_SIZE: Final = 12  # struct module_signature; its last 4 bytes: the signature's size
 
 
-def make(kernel: Kernel) -> Path:
-    """Return the path of the initrd for `kernel`, made unless the cache has it.
+def make_kernel(kernel: Kernel) -> Path:
+    """Return the path of `kernel` decompressed, or of its image when that cannot be."""
+    image = memoryview(kernel.image.read_bytes())
+    path = _cached("vmlinux", kernel, bytes(image))
+    if not path.exists():
+        try:
+            data = find_payload(image, SetupHeader.parse(image)) or image[:0]
+            gzip = payload.format_of(data) == "gzip"  # the others end with a size not their own
+            vmlinux = payload.decompress(data if gzip else data[:-4], VMLINUX_MAX)
+        except BootError:
+            vmlinux = b""
+        if not PVH_NOTE.search(vmlinux):
+            return kernel.image
+        cache.atomic_write(path, vmlinux)
+    return path
+
+
+def make_initrd(kernel: Kernel) -> Path:
+    """Return the path of the initrd for `kernel`.
 
     Raises `HostError` when the kernel comes without modules or the agent has not been built.
     """
-    import hashlib
     from pathlib import Path
 
     if kernel.modules is None:
         raise HostError(f"kernel {kernel.name} has no modules; try `pykvm kernel fetch 6.12-cloud`")
     agent = Path(guest_programs.path("lab-agent")).read_bytes()
-    key = hashlib.sha256(agent + repr((str(kernel.modules), MODULES)).encode()).hexdigest()[:16]
-    path = cache.cache_dir() / "lab" / f"{kernel.name}-{key}.cpio"
+    path = _cached("initrd", kernel, agent + repr((str(kernel.modules), MODULES)).encode())
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         files = {
             f"modules/{number:02}-{name}.ko": data
             for number, (name, data) in enumerate(load_order(kernel.modules).items())
         }
         cache.atomic_write(path, initrd.build(agent, files))
     return path
+
+
+def _cached(kind: str, kernel: Kernel, inputs: bytes) -> Path:
+    """Return where the cache keeps what is made of `inputs`."""
+    directory = cache.cache_dir() / "lab"
+    directory.mkdir(exist_ok=True)
+    return directory / f"{kind}-{kernel.name}-{hashlib.sha256(inputs).hexdigest()[:16]}"
 
 
 def load_order(tree: Path, wanted: tuple[str, ...] = MODULES) -> dict[str, bytes]:
