@@ -1,8 +1,9 @@
-"""The BIOS that a guest entered in real mode finds: interrupt vectors, data area, a ROM of stubs.
+"""The BIOS that a guest of a PC's boot loaders finds: interrupt vectors, data area, a ROM of stubs.
 
-Reached from `machine` after a loader chose real mode: `install()` writes the bytes and sends the
-boot vCPU through the ROM. The services behind the stubs are Python: read `devices/bios.py`. Source:
-IBM PC AT Technical Reference, "ROM BIOS"; Ralf Brown's Interrupt List, MEMORY.LST (data area).
+Reached from `machine` after a loader chose real mode or multiboot: `install()` writes the bytes and
+sends the boot vCPU through the ROM. The services behind the stubs are Python: read
+`devices/bios.py`. Source: IBM PC AT Technical Reference, "ROM BIOS"; Ralf Brown's Interrupt List,
+MEMORY.LST (data area).
 
 ::
 
@@ -16,7 +17,7 @@ import struct
 import time
 
 from pykvm import layout
-from pykvm.boot.entry import Entry
+from pykvm.boot.entry import CpuMode, Entry
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ CALL: Final = (
 def install(memory: GuestMemory, entry: Entry) -> Entry:
     """Write vectors, data area and ROM; return `entry` led through the ROM's set-up of the board.
 
-    An image that lies where these belong brings its own: nothing is written, and `entry` returned.
+    A multiboot guest, entered in protected mode, keeps its entry: it may go back to real mode and
+    call the BIOS later, as Xen does. An image that lies where these belong brings its own: nothing
+    is written, and `entry` returned.
     """
     rom, vectors, start = build_rom(entry)
     low = struct.pack("<256I", *vectors) + build_data_area(memory.low_end)
@@ -113,6 +116,8 @@ def install(memory: GuestMemory, entry: Entry) -> Entry:
         memory.write(gpa, data)
     if memory.contains(layout.EBDA):
         memory.write(layout.EBDA, b"\x01")  # its size in KiB
+    if entry.mode is not CpuMode.REAL:
+        return entry
     segments = {**entry.segments, "cs": ROM_SEGMENT}
     return entry._replace(rip=start["boot"], segments=segments)
 
@@ -133,7 +138,9 @@ def build_rom(entry: Entry) -> tuple[bytes, list[int], dict[str, int]]:
     for number in SERVICES:
         at = len(rom)
         vectors[number] = put(struct.pack("<BBBh", 0x6A, number, 0xE9, call - (at + 5)))
-    start = {"reboot": put(REBOOT), "boot": put(_boot(entry))}
+    start = {"reboot": put(REBOOT)}
+    if entry.mode is CpuMode.REAL:
+        start["boot"] = put(_boot(entry))
     return bytes(rom), [ROM_SEGMENT << 16 | offset for offset in vectors], start
 
 

@@ -11,7 +11,7 @@ import enum
 import struct
 
 from pykvm import layout
-from pykvm.boot import bios, elf
+from pykvm.boot import elf
 from pykvm.boot.claims import Claims, page_align
 from pykvm.boot.detect import is_elf
 from pykvm.boot.e820 import memory_map
@@ -105,8 +105,6 @@ def load(image: memoryview, memory: GuestMemory, spec: BootSpec) -> Entry:
 
     claims = Claims(memory, spec, CpuMode.PROTECTED)
     claims.claim(layout.MULTIBOOT_INFO, layout.MULTIBOOT_INFO_SIZE, "the multiboot information")
-    # Its boot loader was started by a BIOS: Xen finds the end of conventional memory in this area.
-    memory.write(bios.BDA, bios.build_data_area(memory.low_end))
     symbols = None
     if header.flags & HeaderFlags.ADDRESSES:
         entry = _load_addresses(image, header, memory, claims)

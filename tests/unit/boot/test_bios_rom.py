@@ -56,6 +56,16 @@ def test_the_entry_is_reached_with_its_own_registers(memory: GuestMemory) -> Non
     assert code[4 * len(bios.BOARD_SETUP) :].startswith(end)
 
 
+def test_a_multiboot_guest_keeps_its_entry_and_finds_the_bios(memory: GuestMemory) -> None:
+    entry = Entry("multiboot", CpuMode.PROTECTED, 0x10_0000, {"rax": 0x2BADB002})
+    assert bios.install(memory, entry) == entry
+    vector = struct.unpack("<HH", memory.read(0x15 * 4, 4))
+    assert vector[1] == bios.ROM_SEGMENT
+    # Where Xen looks for the end of conventional memory.
+    assert struct.unpack("<H", memory.read(0x40E, 2))[0] << 4 == layout.EBDA
+    assert struct.unpack("<H", memory.read(0x413, 2))[0] == layout.EBDA // 1024
+
+
 def test_a_bzimage_is_entered_with_interrupts_off() -> None:
     entry = Entry("linux16", CpuMode.REAL, 0, {}, {"cs": 0x1020})
     rom, _, _ = bios.build_rom(entry)

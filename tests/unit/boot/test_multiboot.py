@@ -84,13 +84,6 @@ def test_the_loader_names_itself() -> None:
         assert string(memory, info["loader_name"]) == b"pykvm"
 
 
-def test_the_bios_data_area_tells_where_conventional_memory_ends() -> None:
-    with GuestMemory(16 * MIB) as memory:
-        boot.load(elf32(), memory, BootSpec())
-        assert struct.unpack("<H", memory.read(0x40E, 2))[0] << 4 == layout.EBDA
-        assert struct.unpack("<H", memory.read(0x413, 2))[0] == 639
-
-
 def test_modules_follow_the_kernel_on_page_boundaries_the_initrd_first() -> None:
     spec = BootSpec(initrd=b"archive", modules=((b"a" * 5000, b"first x"), (b"", b"empty")))
     with GuestMemory(16 * MIB) as memory:
