@@ -73,6 +73,7 @@ class Machine:
         self.mmio_bus = Bus("mmio")
         self.vcpus: list[Vcpu] = []
         self.console_log = bytearray()
+        self.unread_input = bytearray()  # from the console; the guest has no room for it yet
         self._ending: _Ending | None = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()  # _ending and _error; reentrant: stop() in a signal handler

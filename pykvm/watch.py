@@ -32,7 +32,7 @@ class Watcher:
         now = time.monotonic()
         self._deadline = None if timeout is None else now + timeout
         self._panic_at: float | None = None
-        self._input = bytearray()  # what the guest has no room for yet
+        self._input = machine.unread_input
         self._health = Health()
         self._health_at = now + HEALTH_FIRST_S
         self._health_interval = HEALTH_FIRST_S
