@@ -16,7 +16,6 @@ GPE blocks (no event uses one), HPET (KVM has none), MCFG (no PCI), a sleep butt
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections.abc import Sequence
 
@@ -24,7 +23,7 @@ from pykvm import aml, layout
 from pykvm.devices.cmos import Register
 from pykvm.devices.pm import SLP_TYP_S5
 from pykvm.errors import ConfigError
-from pykvm.lean import TYPE_CHECKING
+from pykvm.lean import TYPE_CHECKING, IntEnum, IntFlag
 
 if TYPE_CHECKING:
     from typing import Final
@@ -51,7 +50,7 @@ GAS: Final = struct.Struct("<BBBBQ")  # §5.2.3.2 Generic Address Structure
 assert GAS.size == 12
 
 
-class Fadt(enum.IntFlag):
+class Fadt(IntFlag):
     """§5.2.9 Fixed ACPI Description Table, "Fixed Feature Flags": those that are set.
 
     PWR_BUTTON stays clear: the power button is the fixed one, in the PM1 registers.
@@ -64,7 +63,7 @@ class Fadt(enum.IntFlag):
     RESET_REG_SUP = 1 << 10
 
 
-class BootArch(enum.IntFlag):
+class BootArch(IntFlag):
     """§5.2.9.3 IA-PC Boot Architecture Flags: those that are set.
 
     8042 (bit 1) stays clear although port 0x64 answers: there is no keyboard behind it, only the
@@ -75,7 +74,7 @@ class BootArch(enum.IntFlag):
     VGA_NOT_PRESENT = 1 << 2
 
 
-class Madt(enum.IntEnum):
+class Madt(IntEnum):
     """§5.2.12 Multiple APIC Description Table, "Interrupt Controller Structure Types"."""
 
     LOCAL_APIC = 0

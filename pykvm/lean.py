@@ -1,19 +1,29 @@
-"""`typing` without importing it: what the modules that ``pykvm boot`` loads have in its place.
+"""What the modules that ``pykvm boot`` loads have in place of slow parts of the standard library.
 
 Reached from all of them. To import typing, dataclasses, re and argparse takes longer than to make a
 virtual machine and run its first instruction, so that way does without. mypy believes any name
-TYPE_CHECKING to be true and sees NamedTuple where `Record` stands.
+TYPE_CHECKING to be true, and sees the real classes: NamedTuple where `Record` stands.
 """
 
 from __future__ import annotations
 
-__all__ = ["TYPE_CHECKING", "Record"]
+__all__ = ["TYPE_CHECKING", "IntEnum", "IntFlag", "Record"]
 
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from enum import IntEnum, IntFlag
     from typing import NamedTuple as Record
 else:
+
+    class IntFlag:
+        """Names for bits: plain integers. enum's members are objects, each made at import."""
+
+        def __new__(cls, value):
+            return value
+
+    class IntEnum(IntFlag):
+        """Names for values, the same way."""
 
     class Record(tuple):
         """A tuple whose fields have the names annotated in the subclass, with their defaults.

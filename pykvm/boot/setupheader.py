@@ -7,14 +7,14 @@ Header", whose names the fields keep; offsets are those of the image, where the 
 
 from __future__ import annotations
 
-import enum
-
 from pykvm.boot.detect import LINUX_MAGIC, LINUX_MAGIC_OFFSET, is_bzimage
 from pykvm.errors import BootError
-from pykvm.lean import TYPE_CHECKING
+from pykvm.lean import TYPE_CHECKING, IntFlag
 
 if TYPE_CHECKING:
     from typing import Final
+
+Place = tuple[int, int, int]
 
 HEADER_START: Final = 0x1F1
 HEADER_END_MAX: Final = 0x290  # in the zero page, edd_mbr_sig_buffer starts here
@@ -26,21 +26,21 @@ CMDLINE_SIZE_OLD: Final = 255  # before protocol 2.06
 INITRD_ADDR_MAX_OLD: Final = 0x37FF_FFFF  # before protocol 2.03
 
 
-class LoadFlags(enum.IntFlag):
+class LoadFlags(IntFlag):
     """loadflags: bits set by the kernel (r) or by the boot loader (w)."""
 
     LOADED_HIGH = 1 << 0  # r: the protected-mode code belongs at 1 MiB, not at 64 KiB
     CAN_USE_HEAP = 1 << 7  # w: heap_end_ptr is valid
 
 
-class XLoadFlags(enum.IntFlag):
+class XLoadFlags(IntFlag):
     """xloadflags, since protocol 2.12."""
 
     KERNEL_64 = 1 << 0  # a 64-bit entry point at 0x200 of the protected-mode code
 
 
-class Field(enum.Enum):
-    """(offset, bytes, protocol since)."""
+class Field:
+    """Where a field is: (offset, bytes, protocol since)."""
 
     setup_sects = (0x1F1, 1, 0)
     syssize = (0x1F4, 4, 0)
@@ -83,7 +83,7 @@ class SetupHeader:
         # "the end of setup header can be calculated as 0x0202 + byte value at offset 0x0201"
         end = min(LINUX_MAGIC_OFFSET + image[0x201], HEADER_END_MAX)
         header = cls(bytes(image[HEADER_START:end]))
-        shortest = Field.ramdisk_size.value[0] + 4 - HEADER_START  # of all protocols
+        shortest = Field.ramdisk_size[0] + 4 - HEADER_START  # of all protocols
         if len(header.raw) < shortest or header[Field.boot_flag] != BOOT_FLAG:
             raise BootError("KERNEL: the Linux setup header is damaged or truncated")
         return header
@@ -91,7 +91,7 @@ class SetupHeader:
     @classmethod
     def for_vmlinux(cls) -> SetupHeader:
         """The header of a bare vmlinux, whose own was left behind with its bzImage."""
-        header = bytearray(Field.init_size.value[0] + 4 - HEADER_START)
+        header = bytearray(Field.init_size[0] + 4 - HEADER_START)
         at = LINUX_MAGIC_OFFSET - HEADER_START
         header[at : at + 4] = LINUX_MAGIC
         return cls(bytes(header)).replace(
@@ -105,19 +105,19 @@ class SetupHeader:
             }
         )
 
-    def __getitem__(self, field: Field) -> int:
+    def __getitem__(self, field: Place) -> int:
         """The field's value; 0 when the header's protocol or its end comes before the field."""
-        offset, size, since = field.value
+        offset, size, since = field
         if since > 0x200 and self[Field.version] < since:
             return 0
         at = offset - HEADER_START
         return int.from_bytes(self.raw[at : at + size], "little")
 
-    def replace(self, values: dict[Field, int]) -> SetupHeader:
+    def replace(self, values: dict[Place, int]) -> SetupHeader:
         """A copy with `values` in it; fields past the header's end are left out."""
         raw = bytearray(self.raw)
         for field, value in values.items():
-            offset, size, _ = field.value
+            offset, size, _ = field
             at = offset - HEADER_START
             if at + size <= len(raw):
                 raw[at : at + size] = value.to_bytes(size, "little")

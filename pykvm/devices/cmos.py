@@ -7,7 +7,6 @@ MC146818A data sheet; the memory-size bytes are the IBM AT's and SeaBIOS's (src/
 
 from __future__ import annotations
 
-import enum
 import struct
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable
 
 from pykvm.devices.bytewide import ByteWide
 from pykvm.layout import GIB, KIB, MIB
-from pykvm.lean import TYPE_CHECKING
+from pykvm.lean import TYPE_CHECKING, IntEnum, IntFlag
 
 if TYPE_CHECKING:
     from typing import Final
@@ -25,7 +24,7 @@ DATA: Final = 1
 RAM_SIZE: Final = 128
 
 
-class Register(enum.IntEnum):
+class Register(IntEnum):
     """Indices into the RAM that mean something."""
 
     SECONDS = 0x00
@@ -50,7 +49,7 @@ class Register(enum.IntEnum):
     ABOVE_4G = 0x5B  # 24 bits: memory above 4 GiB, in 64 KiB
 
 
-class B(enum.IntFlag):
+class B(IntFlag):
     """Register B: modes and interrupt enables. The periodic interrupt (bit 6) is not offered."""
 
     HOURS_24 = 1 << 1
@@ -60,7 +59,7 @@ class B(enum.IntFlag):
     SET = 1 << 7  # time stands still while the guest sets it
 
 
-class C(enum.IntFlag):
+class C(IntFlag):
     """Register C: what happened since it was last read."""
 
     UPDATE = 1 << 4

@@ -6,17 +6,16 @@ kvm-unit-tests learn their number of CPUs here. Source: QEMU docs/specs/fw_cfg.r
 
 from __future__ import annotations
 
-import enum
 import struct
 
 from pykvm.devices.base import Device
-from pykvm.lean import TYPE_CHECKING
+from pykvm.lean import TYPE_CHECKING, IntEnum
 
 if TYPE_CHECKING:
     from typing import Final
 
 
-class Key(enum.IntEnum):
+class Key(IntEnum):
     """Selector values. All integers are little-endian but those in FILE_DIR."""
 
     SIGNATURE = 0x00  # "QEMU"

@@ -8,14 +8,13 @@ PS/2 Hardware Interface Technical Reference, "Keyboard and Auxiliary Device Cont
 
 from __future__ import annotations
 
-import enum
 import struct
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from pykvm.devices.bytewide import ByteWide
-from pykvm.lean import TYPE_CHECKING
+from pykvm.lean import TYPE_CHECKING, IntEnum, IntFlag
 
 if TYPE_CHECKING:
     from typing import Final
@@ -24,7 +23,7 @@ DATA: Final = 0  # offsets
 COMMAND: Final = 4
 
 
-class Status(enum.IntFlag):
+class Status(IntFlag):
     """Bits of the status register; the input buffer is never full."""
 
     OUTPUT_FULL = 1 << 0
@@ -34,7 +33,7 @@ class Status(enum.IntFlag):
     AUX_OUTPUT = 1 << 5  # the byte in the output buffer comes from the mouse's side
 
 
-class Command(enum.IntEnum):
+class Command(IntEnum):
     """Controller commands; the others are taken and do nothing."""
 
     READ_CONFIG = 0x20
@@ -55,7 +54,7 @@ class Command(enum.IntEnum):
     PULSE = 0xF0  # to 0xFF: pulse the output lines whose bit is 0; line 0 is the CPU's reset
 
 
-class Config(enum.IntFlag):
+class Config(IntFlag):
     """Bits of the configuration byte."""
 
     KEYBOARD_INTERRUPT = 1 << 0

@@ -6,13 +6,13 @@ QEMU0001 device (`acpi`). Source: QEMU docs/specs/pvpanic.rst.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 
 from pykvm.devices.base import Device
+from pykvm.lean import IntFlag
 
 
-class PanicEvent(enum.IntFlag):
+class PanicEvent(IntFlag):
     """What the guest may report; a read of the port tells which of them we take."""
 
     PANICKED = 1 << 0  # the kernel is dead

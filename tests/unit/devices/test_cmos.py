@@ -43,14 +43,14 @@ class Board:
     def clock(self) -> list[int]:
         """Century to second, as the registers have them."""
         names = ("CENTURY", "YEAR", "MONTH", "DAY", "HOURS", "MINUTES", "SECONDS")
-        return [self[Register[name]] for name in names]
+        return [self[getattr(Register, name)] for name in names]
 
     def set_clock(self, *values: int) -> None:
         """As a driver does: stop the clock, write the fields, let it go."""
         self[Register.B] = self[Register.B] | B.SET
         names = ("CENTURY", "YEAR", "MONTH", "DAY", "HOURS", "MINUTES", "SECONDS")
         for name, value in zip(names, values, strict=True):
-            self[Register[name]] = value
+            self[getattr(Register, name)] = value
         self[Register.B] = self[Register.B] & ~B.SET
 
 
