@@ -7,7 +7,6 @@ have been tried with: the command line begins with the kernel's name, modules fo
 
 from __future__ import annotations
 
-import enum
 import struct
 
 from pykvm import layout
@@ -17,7 +16,7 @@ from pykvm.boot.detect import is_elf
 from pykvm.boot.e820 import memory_map
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.errors import BootError
-from pykvm.lean import TYPE_CHECKING, Record
+from pykvm.lean import TYPE_CHECKING, IntFlag, Record
 
 if TYPE_CHECKING:
     from typing import Final
@@ -40,7 +39,7 @@ MODULE: Final = struct.Struct("<IIII")  # start end string reserved
 MMAP_ENTRY: Final = struct.Struct("<IQQI")  # size of the rest, base, length, type
 
 
-class HeaderFlags(enum.IntFlag):
+class HeaderFlags(IntFlag):
     """§3.1.2 The magic fields of Multiboot header, "flags"."""
 
     PAGE_ALIGN = 1 << 0  # modules on page boundaries: always so here
@@ -52,7 +51,7 @@ class HeaderFlags(enum.IntFlag):
 REQUIRED_UNKNOWN: Final = 0xFFF8  # bits 3 to 15: refuse the image when we do not know one
 
 
-class InfoFlags(enum.IntFlag):
+class InfoFlags(IntFlag):
     """§3.3 Boot information format, "flags"."""
 
     MEMORY = 1 << 0
