@@ -116,6 +116,8 @@ class Supervisor:
                 key.data(events)
         self._machine.close()
         self._read_console()
+        while self._accept():
+            pass  # those on their way are to hear it, too
         lines = self._console.decode(errors="replace").splitlines()
         # What virtiofsd says whenever QEMU leaves it is no news.
         console = [line for line in lines if not line.startswith("virtio_loop:")][-CONSOLE_LINES:]
@@ -130,20 +132,27 @@ class Supervisor:
             return monotonic() + 3600
         return self._idle_since + self._idle_s
 
-    def _accept(self, _events: int = 0) -> None:
-        """Take a new client: one that connects, or one whose socket comes through the socket."""
-        if self._idle_s is not None:
-            sock = self._control.accept()[0]
-        else:
-            data, fds, _, _ = socket.recv_fds(self._control, 1, 1)
-            if not data:
-                self._end = "its user ended"
-                return
-            sock = socket.socket(fileno=fds[0])
+    def _accept(self, _events: int = 0) -> bool:
+        """Take a new client, if there is one.
+
+        It connects to a kept lab's control socket; a private lab's brings the client's socket.
+        """
+        try:
+            if self._idle_s is not None:
+                sock = self._control.accept()[0]
+            else:
+                data, fds, _, _ = socket.recv_fds(self._control, 1, 1)
+                if not data:
+                    self._end = self._end or "its user ended"
+                    return False
+                sock = socket.socket(fileno=fds[0])
+        except BlockingIOError:
+            return False
         client = Link(self._selector, sock, self._from_client, self._client_ended)
         self._clients.add(client)
         if self._ready:
             client.send(pack(Kind.READY))
+        return True
 
     def _from_client(self, client: Link, frame: Frame) -> None:
         if frame.kind == Kind.STOP:
