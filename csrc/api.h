@@ -113,3 +113,53 @@ void pk_vcpu_destroy(struct pk_vcpu *vcpu);
 int pk_vcpu_run(struct pk_vcpu *vcpu);
 /* Make pk_vcpu_run() return PK_EXIT_KICK soon; from any thread. */
 int pk_vcpu_kick(struct pk_vcpu *vcpu);
+
+/* ── virtq.c: the device's side of a split virtqueue (virtio 1.2 §2.7 Split Virtqueues) ─────── */
+
+#define PK_VIRTQ_SIZE_MAX 256 /* the largest ring our devices offer, so the longest chain */
+
+/* What a driver did wrong. A queue with a fault gives no chains any more. */
+enum pk_virtq_fault {
+    PK_VIRTQ_SOUND = 0,
+    PK_VIRTQ_BAD_SIZE,     /* not a power of two, or larger than offered */
+    PK_VIRTQ_BAD_RING,     /* a part misaligned or not (all) guest memory */
+    PK_VIRTQ_BAD_AVAIL,    /* more chains made available than the ring holds */
+    PK_VIRTQ_BAD_INDEX,    /* a head or next outside the descriptor table */
+    PK_VIRTQ_TOO_LONG,     /* more descriptors than the ring's size: a loop is one of these */
+    PK_VIRTQ_BAD_INDIRECT, /* not negotiated, nested, chained on, or of a bad length */
+    PK_VIRTQ_BAD_BUFFER,   /* empty, or not (all) guest memory; or more than 4 GiB together */
+    PK_VIRTQ_BAD_ORDER,    /* a readable buffer after a writable one */
+    PK_VIRTQ_BAD_REQUEST   /* set by the device: no room for an answer */
+};
+
+struct pk_virtq {
+    const struct pk_mem *mem;
+    uint64_t desc_gpa, avail_gpa, used_gpa;
+    uint32_t size;
+    uint32_t indirect, event_idx; /* VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX negotiated */
+    uint32_t fault;               /* enum pk_virtq_fault; read by other threads */
+    uint16_t avail_idx;           /* the next chain to take */
+    uint16_t used_idx;            /* the next to give back */
+    uint16_t signalled_idx;       /* used_idx when the driver was last asked about */
+    uint8_t *desc, *avail, *used; /* host addresses, checked by pk_virtq_start() */
+};
+
+/* A descriptor chain, copied and checked: the buffers the device reads, then those it writes. */
+struct pk_chain {
+    uint32_t head;
+    uint32_t out_num, in_num; /* buffers to read, to write */
+    uint64_t out_len, in_len; /* bytes of them */
+    struct iovec iov[PK_VIRTQ_SIZE_MAX];
+};
+
+/* Check the ring's place and size, once. Returns -EINVAL, with the fault set, when it is bad. */
+int pk_virtq_start(struct pk_virtq *q);
+/* Take the next chain: 1, 0 when there is none, -EINVAL with a fault. */
+int pk_virtq_pop(struct pk_virtq *q, struct pk_chain *ret);
+/* Give a chain back, `len` bytes of its writable buffers written. */
+void pk_virtq_push(struct pk_virtq *q, uint32_t head, uint32_t len);
+/* Whether the driver wants an interrupt for what was pushed since it was last asked about. */
+int pk_virtq_wants_interrupt(struct pk_virtq *q);
+/* Ask the driver for kicks, or not to bother. Asking returns 1 when there is a chain already. */
+int pk_virtq_ask_kicks(struct pk_virtq *q);
+void pk_virtq_refuse_kicks(struct pk_virtq *q);
