@@ -14,6 +14,7 @@ import pytest
 
 from pykvm.errors import HostError
 from pykvm.lab import Lab, stop_kept
+from pykvm.lab.client import IDLE_S
 
 XDIST_IDLE_S = 60.0  # no worker knows whether it is the last one: the lab ends by itself
 
@@ -25,7 +26,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(base.parent if xdist else base))
-        lab = Lab(keep=True, **({"idle_s": XDIST_IDLE_S} if xdist else {}))
+        lab = Lab(keep=True, idle_s=XDIST_IDLE_S if xdist else IDLE_S)
         try:
             lab.start()
         except HostError as error:

@@ -53,9 +53,9 @@ def test_signature_is_cut_off() -> None:
 
 
 @given(st.binary())
-def test_any_bytes_have_dependencies_and_no_signature(data: bytes) -> None:
+def test_no_bytes_make_the_module_reader_fail(data: bytes) -> None:
     assert depends(b"\0depends=a,b\0" + data) == ["a", "b"]
-    assert unsigned(data) == data
+    assert data.startswith(unsigned(data))
 
 
 @pytest.mark.usefixtures("cache")
