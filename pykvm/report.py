@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from pykvm._core import lib
 from pykvm.errors import PykvmError
+from pykvm.health import PANIC
 from pykvm.memory import GuestMemoryError
 from pykvm.outcome import Reason
 
@@ -70,6 +71,9 @@ REMEDIES_BY_REASON: Final = {
 def describe(machine: Machine, reason: Reason, vcpu: Vcpu | None) -> str:
     """The report, in lines without a final newline."""
     lines = [_headline(reason, vcpu)]
+    panic = re.search(PANIC + rb": *([^\r\n]*)", machine.console_log)
+    if reason is Reason.PANIC and panic:
+        lines[0] += f": {panic[1].decode(errors='replace')}"
     for each in [vcpu] if vcpu else machine.vcpus[:4]:
         lines += [f"  {text}" for text in where(machine, each, reason)]
     lines += _last_words(machine)
