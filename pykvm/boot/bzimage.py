@@ -64,7 +64,7 @@ def _extract(image: memoryview, header: SetupHeader, memory: GuestMemory) -> mem
     from pykvm.boot import vmlinux
 
     data = vmlinux.find_payload(image, header)
-    return None if data is None else vmlinux.extract(data, memory)
+    return None if data is None else vmlinux.extract(data, memory.size)
 
 
 def _may_be_64_bit(header: SetupHeader) -> bool:

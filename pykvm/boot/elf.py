@@ -33,6 +33,7 @@ assert (SECTION32.size, SECTION64.size) == (40, 64)
 NOTE: Final = struct.Struct("<III")  # namesz descsz type
 
 PT_LOAD: Final = 1
+PT_INTERP: Final = 3  # the dynamic loader of a Linux program
 PT_NOTE: Final = 4
 SHT_SYMTAB: Final = 2
 NOTES_MAX: Final = 256  # more notes than any kernel has: an end for hostile images
@@ -143,6 +144,11 @@ def parse(image: memoryview) -> Elf:
             kind, _, offset, vaddr, paddr, file_size, memory_size, _ = fields
         else:
             kind, offset, vaddr, paddr, file_size, memory_size, _, _ = fields
+        if kind == PT_INTERP:
+            raise BootError(
+                "KERNEL: a Linux program, not a kernel; to run it in a guest: "
+                "pykvm boot --add FILE -- FILE"
+            )
         if kind in (PT_LOAD, PT_NOTE):
             segments.append(Segment(kind, offset, vaddr, paddr, file_size, memory_size))
     has_symbols = _has_symbols(image, bits, shoff, shentsize, shnum)

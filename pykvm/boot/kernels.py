@@ -219,12 +219,20 @@ def _install(package: str, apt: Apt, progress: Progress | None, note: Note) -> K
 
 
 def put(root: Path, release: str) -> Kernel:
-    """Make `root`, a tree on the cache's file system, the cache's `release`. The lock is held."""
+    """Make `root`, a tree on the cache's file system, the cache's `release`. The lock is held.
+
+    The kernel is decompressed for boots to come, those in the lab among them, which have no cache
+    that lasts.
+    """
+    from pykvm.boot import vmlinux
+
     home = kernels_dir() / release
     if home.exists():
         home.rename(root.with_name("replaced"))
     root.rename(home)
-    return kernel_at(home / "boot" / f"vmlinuz-{release}")
+    kernel = kernel_at(home / "boot" / f"vmlinuz-{release}")
+    vmlinux.warm(memoryview(kernel.image.read_bytes()))
+    return kernel
 
 
 def _named(option: str, value: str) -> Kernel:

@@ -2,7 +2,8 @@
 
 Reached from `boot.load()` for an ELF64 and from `bzimage` for one it has taken out of a bzImage.
 Source: Linux Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL"; the entry is the vmlinux'
-own (startup_64), as the decompressor in a bzImage would jump to it.
+own (startup_64), as the decompressor in a bzImage would jump to it. Randomising the kernel's
+address (KASLR) is the decompressor's work too: entered here, a kernel runs where it was linked.
 """
 
 from __future__ import annotations

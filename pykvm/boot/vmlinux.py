@@ -7,6 +7,7 @@ A cache entry is ``$XDG_CACHE_HOME/pykvm/vmlinux/<sha256 of the compressed paylo
 its 40 MB at every boot would cost as much as loading them, so an entry is *sealed* instead: its
 modification time is set to one derived from the key. Whoever writes to the file afterwards, or
 truncates it, breaks the seal, and the entry is made anew. The payload itself is always hashed.
+Reading an entry leaves no trace on it: in the lab, that would copy all of it into an overlay.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Final
 
-    from pykvm.memory import GuestMemory
-
 CACHE_ENTRIES_MAX: Final = 8
+WARM_MAX: Final = 1 << 28  # bytes; no distribution's kernel comes near
 PROGRAM_FILE_SIZE: Final = 32  # offset of p_filesz in an Elf64_Phdr
 
 
@@ -48,20 +48,28 @@ def find_payload(image: memoryview, header: SetupHeader) -> memoryview | None:
     return image[start : start + length]
 
 
-def extract(data: memoryview, memory: GuestMemory) -> memoryview:
-    """Return the vmlinux that `find_payload()` found, from the cache or decompressed.
+def warm(image: memoryview) -> None:
+    """Put the vmlinux inside the bzImage `image` into the cache, for boots to come, if possible."""
+    with suppress(BootError):
+        data = find_payload(image, SetupHeader.parse(image))
+        if data is not None:
+            extract(data, WARM_MAX)
 
-    Raises `payload.UnsupportedError` or another `BootError`.
+
+def extract(data: memoryview, limit: int) -> memoryview:
+    """Return the vmlinux in the payload `data`, from the cache or decompressed.
+
+    `limit` is the guest's memory. Raises `payload.UnsupportedError` or another `BootError`.
     """
     name = payload.format_of(data)
     if name is None:
         return memoryview(payload.decompress(data, 0))  # says why
     # Every payload ends with its uncompressed size: gzip's own, or one the build appends.
     size = int.from_bytes(data[-4:], "little")
-    if size > memory.size:
+    if size > limit:
         raise BootError(
-            f"--memory: the kernel has {size} bytes decompressed, the guest's memory "
-            f"{memory.size}; try --memory {size_text(2 * size)}"
+            f"--memory: the kernel has {size} bytes decompressed, the guest's memory {limit}; "
+            f"try --memory {size_text(2 * size)}"
         )
     from hashlib import sha256
 
@@ -129,7 +137,6 @@ def _seal(key: str) -> int:
 def _read_sealed(path: Path, key: str) -> memoryview | None:
     """Map an intact entry; None when there is none."""
     import mmap
-    import time
 
     try:
         with path.open("rb") as file:
@@ -138,20 +145,16 @@ def _read_sealed(path: Path, key: str) -> memoryview | None:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # ValueError: an empty file
         return None
-    with suppress(OSError):
-        os.utime(path, ns=(time.time_ns(), _seal(key)))  # the access time orders the pruning
     return memoryview(mapped)
 
 
 def _write_sealed(path: Path, key: str, data: bytes) -> None:
-    """Add an entry and drop the least recently used; a cache that cannot be written is no error."""
-    import time
-
+    """Add an entry and drop the oldest; a cache that cannot be written is no error."""
     from pykvm.cache import atomic_write
 
     with suppress(OSError):
         atomic_write(path, data)
-        os.utime(path, ns=(time.time_ns(), _seal(key)))
-        entries = sorted(path.parent.glob("[!.]*"), key=lambda entry: entry.stat().st_atime_ns)
+        os.utime(path, ns=(_seal(key), _seal(key)))
+        entries = sorted(path.parent.glob("[!.]*"), key=lambda entry: entry.stat().st_ctime_ns)
         for entry in entries[:-CACHE_ENTRIES_MAX]:
             entry.unlink()

@@ -71,6 +71,7 @@ def test_segments_that_cannot_be_loaded_are_refused(image: bytes, message: str) 
         (elf()[:60], "truncated"),
         (elf(Load(MIB), Load(2 * MIB))[:130], "program headers are truncated"),
         (elf(machine=183), "an ELF file for arm64; pykvm boots kernels for x86"),
+        (elf(Load(MIB), Load(0, b"/lib64/ld.so", type=3)), "a Linux program, not a kernel"),
         (elf(machine=999), "an ELF file for machine 999"),
         (elf().replace(b"ELF\2\1", b"ELF\2\2"), "another kind"),
         (elf()[:56] + b"\0\0" + elf()[58:], "no program headers"),

@@ -96,19 +96,39 @@ def test_kernels_that_differ_in_one_byte_have_entries_of_their_own(tmp_path: Pat
     assert len(entries(tmp_path)) == 2
 
 
-def test_only_the_entries_used_last_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_entries_are_kept(tmp_path: Path) -> None:
     images = [
         bzimage(gzip.compress(elf(Load(16 * MIB, b"%3d" % i * 2000), Load(20 * MIB))))
-        for i in range(vmlinux.CACHE_ENTRIES_MAX + 2)
+        for i in range(vmlinux.CACHE_ENTRIES_MAX + 1)
     ]
     boot_once(images[0])
     (first,) = entries(tmp_path)
-    for image in images[1:-1]:
+    for image in images[1:]:
         boot_once(image)
-        boot_once(images[0])
-    boot_once(images[-1])
     assert len(entries(tmp_path)) == vmlinux.CACHE_ENTRIES_MAX
-    assert first in entries(tmp_path)
+    assert first not in entries(tmp_path)
+
+
+def test_reading_an_entry_leaves_it_untouched(tmp_path: Path) -> None:
+    boot_once()
+    (path,) = entries(tmp_path)
+    before = path.stat()
+    boot_once()
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
+        before.st_ino, before.st_mtime_ns, before.st_ctime_ns,
+    )  # fmt: skip
+
+
+def test_a_kernel_warmed_up_is_not_decompressed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    vmlinux.warm(memoryview(IMAGE))
+    refuse_to_decompress(monkeypatch)
+    assert boot_once()
+
+
+@pytest.mark.parametrize("image", [b"", b"no kernel", bzimage(), IMAGE[:-99], bzimage(b"?" * 99)])
+def test_warming_up_what_is_no_kernel_is_no_error(image: bytes) -> None:
+    vmlinux.warm(memoryview(image))
 
 
 def test_without_a_cache_the_kernel_boots_all_the_same(
