@@ -118,31 +118,31 @@ def build(
     `supported` is what KVM offers, `features` the user's changes to it. Raises `ConfigError` for a
     feature that KVM does not offer.
     """
-    # Two bits that KVM_GET_SUPPORTED_CPUID leaves to us: that there is a hypervisor (without it no
-    # guest looks for kvmclock), and KVM_CAP_TSC_DEADLINE_TIMER's.
-    supported = [
-        _with_bit(_with_bit(entry, _HYPERVISOR, True), _TSC_DEADLINE, tsc_deadline)
-        for entry in supported
-    ]
     table = [_place(e, apic_id, cpus) for e in supported if e.function not in (0xB, 0x1F)]
     table += _extended_topology(0xB, apic_id, cpus)
+    # Two bits that KVM_GET_SUPPORTED_CPUID leaves to us: that there is a hypervisor (without it no
+    # guest looks for kvmclock), and KVM_CAP_TSC_DEADLINE_TIMER's.
+    _set_bit(table, _HYPERVISOR, True)
+    _set_bit(table, _TSC_DEADLINE, tsc_deadline)
     for name, wanted in features.items():
-        place = FEATURES[name]
-        if wanted and not any(_has_bit(entry, place) for entry in supported):
+        offered = _set_bit(table, FEATURES[name], wanted)
+        if wanted and not offered:
             raise ConfigError(f"--cpu: +{name}: this host's KVM does not offer it")
-        table = [_with_bit(entry, place, wanted) for entry in table]
     return table
 
 
-def _has_bit(entry: CpuidEntry, place: Bit) -> bool:
-    return (entry.function, entry.index) == place[:2] and bool(
-        getattr(entry, place.register) >> place.bit & 1
-    )
+def _set_bit(table: list[CpuidEntry], place: Bit, value: bool) -> bool:
+    """Set or clear one feature where the table has its leaf; tell whether it was set."""
+    function, index, register, bit = place
+    was = False
+    for i, entry in enumerate(table):
+        if entry.function == function and entry.index == index:
+            was = bool(getattr(entry, register) >> bit & 1)
+            table[i] = _with_bit(entry, place, value)
+    return was
 
 
 def _with_bit(entry: CpuidEntry, place: Bit, value: bool) -> CpuidEntry:
-    if (entry.function, entry.index) != place[:2]:
-        return entry
     register = getattr(entry, place.register) & ~(1 << place.bit) | value << place.bit
     return entry._replace(**{place.register: register})
 

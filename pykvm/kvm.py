@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 
 from pykvm import layout
 from pykvm._core import ffi, lib
@@ -17,6 +18,9 @@ from pykvm.memory import GuestMemory
 
 if TYPE_CHECKING:
     from typing import Any, Self
+
+CPUID_ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
+assert CPUID_ENTRY.size == ffi.sizeof("struct kvm_cpuid_entry2")
 
 API_VERSION = 12  # the only one there is since Linux 2.6.22
 
@@ -67,10 +71,8 @@ class Kvm:
         table = ffi.new("struct kvm_cpuid2 *", {"entries": count})
         table.nent = count
         check(lib.pk_ioctl(self.fd, lib.KVM_GET_SUPPORTED_CPUID, table), "KVM_GET_SUPPORTED_CPUID")
-        return [
-            CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-            for e in table.entries[0 : table.nent]
-        ]
+        rows = ffi.buffer(table.entries)[: table.nent * CPUID_ENTRY.size]
+        return [CpuidEntry._make(row) for row in CPUID_ENTRY.iter_unpack(rows)]
 
     def msr_indices(self) -> list[int]:
         """The MSRs that KVM can save and restore (KVM_GET_MSR_INDEX_LIST)."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from enum import IntEnum, IntFlag
     from typing import NamedTuple as Record
 else:
+    from operator import itemgetter
 
     class IntFlag:
         """Names for bits: plain integers. enum's members are objects, each made at import."""
@@ -35,21 +36,21 @@ else:
             cls._fields = tuple(cls.__annotations__)
             cls._field_defaults = {n: getattr(cls, n) for n in cls._fields if n in cls.__dict__}
             for index, name in enumerate(cls._fields):
-                setattr(cls, name, property(lambda self, index=index: self[index]))
+                setattr(cls, name, property(itemgetter(index)))
 
         def __new__(cls, *values, **named):
             if named or len(values) != len(cls._fields):
-                fields = dict(zip(cls._fields, values, strict=False))
-                if fields.keys() & named.keys() or len(fields) < len(values):
-                    raise TypeError(f"{cls.__name__}: too many values")
-                fields = cls._field_defaults | fields | named
-                if fields.keys() != set(cls._fields):
-                    wrong = ", ".join(sorted(fields.keys() ^ set(cls._fields)))
-                    raise TypeError(f"{cls.__name__}: missing or unknown: {wrong}")
-                values = [fields[name] for name in cls._fields]
+                rest = cls._fields[len(values) :]
+                named = {n: v for n, v in cls._field_defaults.items() if n in rest} | named
+                values += tuple(named.pop(name) for name in rest if name in named)
+                if named or len(values) != len(cls._fields):
+                    raise TypeError(f"{cls.__name__} has other fields: {', '.join(cls._fields)}")
             self = super().__new__(cls, values)
             self.__post_init__()
             return self
+
+        # From an iterable, without __post_init__.
+        _make = classmethod(tuple.__new__)
 
         def __post_init__(self):
             pass
@@ -62,4 +63,5 @@ else:
             return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in fields)})"
 
         def _replace(self, **changes):
-            return type(self)(**dict(zip(self._fields, self, strict=True)) | changes)
+            values = [changes.pop(n, v) for n, v in zip(self._fields, self, strict=True)]
+            return type(self)(*values, **changes)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pykvm._core import ffi, lib
 from pykvm.bus import Bus
 from pykvm.errors import check
-from pykvm.kvm import CpuidEntry, Kvm, Vm
+from pykvm.kvm import CPUID_ENTRY, CpuidEntry, Kvm, Vm
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -178,9 +178,7 @@ class Vcpu:
         """What CPUID tells the guest. Before the first run."""
         table = ffi.new("struct kvm_cpuid2 *", {"entries": len(entries)})
         table.nent = len(entries)
-        for slot, entry in zip(table.entries[0 : len(entries)], entries, strict=True):
-            for name, value in zip(entry._fields, entry, strict=True):
-                setattr(slot, name, value)
+        ffi.buffer(table.entries)[:] = b"".join(CPUID_ENTRY.pack(*entry) for entry in entries)
         self._set(lib.KVM_SET_CPUID2, table, "KVM_SET_CPUID2")
 
     # ── registers by name ────────────────────────────────────────────────────────────────────

@@ -122,6 +122,6 @@ def _write_identity_map(memory: GuestMemory) -> int:
     flags = PAGE_PRESENT | PAGE_WRITABLE
     memory.write(pml4, struct.pack("<Q", pdpt | flags))
     memory.write(pdpt, struct.pack("<4Q", *(directories + i * 0x1000 | flags for i in range(4))))
-    pages = (i << 21 | flags | PAGE_LARGE for i in range(4 * 512))
+    pages = range(flags | PAGE_LARGE, 4 << 30, 2 << 20)
     memory.write(directories, struct.pack("<2048Q", *pages))
     return pml4
