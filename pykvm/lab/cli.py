@@ -87,6 +87,8 @@ def run(args: Namespace) -> int:
     lab = choose(args)
     try:
         with Report() as report:
+            if sys.stderr.isatty() and not lab.runs():
+                report.note("starting the lab, which takes about ten seconds")
             lab.start(report.progress, report.note)
         with lab.connect() as connection:
             return foreground.run(connection, argv, writable=args.write, timeout_s=args.timeout)

@@ -101,6 +101,10 @@ class Lab:
         self._control: socket.socket | None = None  # a private lab's, and its process
         self._supervisor: subprocess.Popen[bytes] | None = None
 
+    def runs(self) -> bool:
+        """Tell whether there is no need to `start` it."""
+        return self._control is not None or (self._keep and is_kept())
+
     def start(self, progress: Progress | None = None, note: Note | None = None) -> None:
         """Return when the lab is ready. Raises `HostError` when this host cannot have one."""
         if self._keep:

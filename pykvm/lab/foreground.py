@@ -212,7 +212,7 @@ def _raw_terminal(raw: bool) -> Iterator[None]:
         return
     old = termios.tcgetattr(0)
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSADRAIN)  # what was typed meanwhile is for the command
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, old)

@@ -87,7 +87,9 @@ class Plan:
         from pykvm.lab import images
 
         programs = find_programs()
-        kernel = kernels.fetch(spec.kernel, progress, note)
+        # Any that matches will do; to look for a newer one would make every start slower.
+        cached = (each for each in kernels.installed() if kernels.matches(spec.kernel, each.name))
+        kernel = next(cached, None) or kernels.fetch(spec.kernel, progress, note)
         image, initrd = images.make_kernel(kernel), images.make_initrd(kernel)
         return cls(spec, *programs, str(image), str(initrd))
 
