@@ -30,6 +30,7 @@ def kernel(tmp_path: Path) -> str:
 def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What `pykvm WORDS` says before it leaves with 125, having opened nothing for good."""
     fds = os.listdir("/proc/self/fd")
+    code: object
     try:
         code = main(words)
     except SystemExit as leaving:  # argparse

@@ -213,7 +213,12 @@ def test_write_all_waits_for_a_slow_reader_of_a_non_blocking_pipe() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     data = os.urandom(1 << 20)
-    thread = threading.Thread(target=lambda: (write_all(writer, data), os.close(writer)))
+
+    def write() -> None:
+        write_all(writer, data)
+        os.close(writer)
+
+    thread = threading.Thread(target=write)
     thread.start()
     with open(reader, "rb") as file:
         assert file.read() == data
