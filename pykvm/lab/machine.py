@@ -83,12 +83,12 @@ class Plan:
     @classmethod
     def make(cls, spec: Spec, progress: Progress | None = None, note: Note | None = None) -> Plan:
         """Find or fetch everything. Raises `HostError` naming what is missing."""
-        from pykvm.boot import kernels
+        from pykvm.boot import kernels, release
         from pykvm.lab import images
 
         programs = find_programs()
         # Any that matches will do; to look for a newer one would make every start slower.
-        cached = (each for each in kernels.installed() if kernels.matches(spec.kernel, each.name))
+        cached = (each for each in kernels.installed() if release.matches(spec.kernel, each.name))
         kernel = next(cached, None) or kernels.fetch(spec.kernel, progress, note)
         image, initrd = images.make_kernel(kernel), images.make_initrd(kernel)
         return cls(spec, *programs, str(image), str(initrd))
