@@ -163,3 +163,55 @@ int pk_virtq_wants_interrupt(struct pk_virtq *q);
 /* Ask the driver for kicks, or not to bother. Asking returns 1 when there is a chain already. */
 int pk_virtq_ask_kicks(struct pk_virtq *q);
 void pk_virtq_refuse_kicks(struct pk_virtq *q);
+
+/* ── interrupt.c: how a virtio device interrupts ────────────────────────────────────────────── */
+
+#define PK_QUEUES_MAX 8
+
+enum pk_isr { PK_ISR_QUEUE = 1, PK_ISR_CONFIG = 2 }; /* virtio 1.2 §4.1.4.5, §4.2.2 */
+
+struct pk_interrupt;
+/* `gsi` of `vm_fd` is the device's level-triggered line, for when it has one. */
+int pk_interrupt_create(int vm_fd, uint32_t gsi, struct pk_interrupt **ret);
+void pk_interrupt_destroy(struct pk_interrupt *irq);
+/* Answer virtio-mmio's InterruptStatus and InterruptACK, 8 bytes at `gpa`, without Python. */
+int pk_interrupt_serve(struct pk_interrupt *irq, struct pk_bus *bus, uint64_t gpa);
+/* What signals a cause: an eventfd (an irqfd, mostly), or -1. Causes: 0 the configuration, 1 + n
+ * queue n. */
+void pk_interrupt_set_fd(struct pk_interrupt *irq, uint32_t cause, int fd);
+/* Raise the line for causes without an eventfd, or leave it alone. */
+void pk_interrupt_use_line(struct pk_interrupt *irq, int on);
+void pk_interrupt_raise(struct pk_interrupt *irq, uint32_t cause);
+uint32_t pk_interrupt_pending(struct pk_interrupt *irq); /* enum pk_isr, several */
+/* Clear bits; the line falls with the last. Returns what was pending. */
+uint32_t pk_interrupt_ack(struct pk_interrupt *irq, uint32_t bits);
+
+/* ── iothread.c and the data planes: one thread per device ──────────────────────────────────── */
+
+/* One queue of a running device. The array outlives the thread. */
+struct pk_queue {
+    struct pk_virtq virtq;
+    int kick_fd; /* eventfd, non-blocking: an ioeventfd of the driver's kicks */
+};
+
+struct pk_blk_config {
+    int fd;             /* the file or block device */
+    uint64_t sectors;   /* capacity, of 512 bytes */
+    uint32_t align;     /* O_DIRECT: what buffers must be aligned to; else 1 */
+    uint32_t read_only; /* refuse what writes */
+    uint32_t unsafe;    /* a flush does nothing */
+    uint32_t no_uring;  /* do not try io_uring */
+    char id[20];        /* VIRTIO_BLK_T_GET_ID, NUL-padded */
+};
+
+struct pk_blk;
+int pk_blk_create(const struct pk_blk_config *config, struct pk_blk **ret);
+void pk_blk_destroy(struct pk_blk *blk);
+/* Whether requests go through io_uring: 1, or 0 for preadv and pwritev. */
+int pk_blk_uses_uring(const struct pk_blk *blk);
+/* Writes are done when the page cache has them (1), or when the disk has (0). */
+void pk_blk_set_writeback(struct pk_blk *blk, int on);
+/* Serve `num` queues, each started, until stopped. Stopping finishes what is in flight. */
+int pk_blk_start(struct pk_blk *blk, struct pk_queue *queues, uint32_t num,
+                 struct pk_interrupt *irq);
+void pk_blk_stop(struct pk_blk *blk);

@@ -1,0 +1,515 @@
+/* The data plane of a disk. Source: virtio 1.2 §5.2 Block Device.
+ *
+ *   chain:   header (type, sector) │ data to write          the driver wrote
+ *            data read             │ status, 1 byte         we write
+ *
+ *   kick ─> pop ─> begin() ─> io_uring or preadv/pwritev ─> finish() ─> push ─> interrupt
+ *
+ * What the queue copied and checked is the chain; the bytes of the header are copied once, here.
+ * "The framing is not assumed" (§2.7.4 Message Framing): header and data may share a buffer, the
+ * status may be the end of any. Reads and writes go by io_uring where there is one; what is rare
+ * (discard, write zeroes, the rest of a short transfer) waits in the thread.
+ */
+#include "iothread.h"
+#include "uring.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/virtio_blk.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SECTOR       512u
+#define REQUESTS     256u /* in flight, all queues together */
+#define BOUNCE_ALIGN 4096u
+#define BOUNCE_MAX   (64u << 20)
+#define LOGGED_MAX   10u /* a bad disk must not fill the log */
+#define MAX_SEGMENTS 16u /* of a discard or write zeroes; pykvm/virtio/blk.py offers as many */
+
+struct header {
+    uint32_t type;
+    uint32_t reserved;
+    uint64_t sector;
+};
+_Static_assert(sizeof(struct header) == 16, "the driver's layout");
+_Static_assert(sizeof(struct virtio_blk_discard_write_zeroes) == 16, "the driver's layout");
+
+struct request {
+    struct pk_chain chain;
+    struct request *next; /* in the free list */
+    uint32_t queue;
+    uint32_t type;
+    uint64_t sector;
+    struct iovec *iov; /* the data, in chain.iov */
+    uint32_t iov_num;
+    uint64_t len; /* of the data */
+    uint8_t *status;
+};
+
+struct pk_blk {
+    struct pk_blk_config config;
+    uint32_t writeback; /* atomic: Python sets it, the thread reads it */
+    uint32_t logged;
+    struct pk_iothread io;
+    struct pk_uring ring;
+    uint32_t in_flight; /* in the ring */
+    struct request *requests, *free;
+};
+
+__attribute__((format(printf, 1, 2))) static void complain(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vdprintf(STDERR_FILENO, format, arguments);
+    va_end(arguments);
+}
+
+/* ── the end of a request ───────────────────────────────────────────────────────────────────── */
+
+static void finish(struct pk_blk *b, struct request *r, uint8_t status)
+{
+    *r->status = status;
+    pk_virtq_push(&b->io.queues[r->queue].virtq, r->chain.head, (uint32_t)r->chain.in_len);
+    r->next = b->free;
+    b->free = r;
+}
+
+/* `result` is the request's: not negative, or -errno. */
+static void finish_with(struct pk_blk *b, struct request *r, int64_t result)
+{
+    if (result < 0 && b->logged < LOGGED_MAX) {
+        b->logged++;
+        complain("pykvm: disk %.20s: request of type %u, sector %llu, %llu bytes: %s\n",
+                 b->config.id, r->type, (unsigned long long)r->sector, (unsigned long long)r->len,
+                 strerror((int)-result));
+    }
+    finish(b, r, result < 0 ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
+}
+
+/* ── reads and writes ───────────────────────────────────────────────────────────────────────── */
+
+static int write_flags(const struct pk_blk *b)
+{
+    return __atomic_load_n(&b->writeback, __ATOMIC_RELAXED) || b->config.unsafe ? 0 : RWF_DSYNC;
+}
+
+/* Drop `len` bytes from the front of the request's data. */
+static void advance(struct request *r, uint64_t len)
+{
+    while (r->iov_num > 0 && len >= r->iov->iov_len) {
+        len -= r->iov->iov_len;
+        r->iov++;
+        r->iov_num--;
+    }
+    if (r->iov_num > 0) {
+        r->iov->iov_base = (uint8_t *)r->iov->iov_base + len;
+        r->iov->iov_len -= len;
+    }
+}
+
+/* Transfer all of the data from byte `done` on, here and now. */
+static int64_t transfer_rest(struct pk_blk *b, struct request *r, uint64_t done)
+{
+    advance(r, done);
+    while (done < r->len) {
+        off_t at = (off_t)(r->sector * SECTOR + done);
+        ssize_t result = r->type == VIRTIO_BLK_T_IN
+                             ? preadv(b->config.fd, r->iov, (int)r->iov_num, at)
+                             : pwritev2(b->config.fd, r->iov, (int)r->iov_num, at, write_flags(b));
+        if (result < 0 && errno != EINTR)
+            return -errno;
+        if (result == 0)
+            return -EIO; /* the file has become shorter */
+        if (result > 0) {
+            advance(r, (uint64_t)result);
+            done += (uint64_t)result;
+        }
+    }
+    return 0;
+}
+
+static int is_aligned(const struct pk_blk *b, const struct request *r)
+{
+    for (uint32_t i = 0; i < r->iov_num; i++)
+        if (((uintptr_t)r->iov[i].iov_base | r->iov[i].iov_len) & (b->config.align - 1))
+            return 0;
+    return 1;
+}
+
+static void copy_data(struct request *r, uint8_t *buffer, int to_guest)
+{
+    for (uint32_t i = 0; i < r->iov_num; i++) {
+        if (to_guest)
+            memcpy(r->iov[i].iov_base, buffer, r->iov[i].iov_len);
+        else
+            memcpy(buffer, r->iov[i].iov_base, r->iov[i].iov_len);
+        buffer += r->iov[i].iov_len;
+    }
+}
+
+/* O_DIRECT takes aligned buffers only, and the guest's need not be. */
+static int64_t transfer_bounced(struct pk_blk *b, struct request *r)
+{
+    void *buffer;
+    if (r->len > BOUNCE_MAX) /* a driver may name the same memory many times over */
+        return -EINVAL;
+    if (posix_memalign(&buffer, BOUNCE_ALIGN, r->len) != 0)
+        return -ENOMEM;
+    struct iovec whole = {.iov_base = buffer, .iov_len = r->len}, *iov = r->iov;
+    uint32_t iov_num = r->iov_num;
+    if (r->type == VIRTIO_BLK_T_OUT)
+        copy_data(r, buffer, 0);
+    r->iov = &whole;
+    r->iov_num = 1;
+    int64_t result = transfer_rest(b, r, 0);
+    r->iov = iov;
+    r->iov_num = iov_num;
+    if (r->type == VIRTIO_BLK_T_IN && result == 0)
+        copy_data(r, buffer, 1);
+    free(buffer);
+    return result;
+}
+
+/* An entry of the ring for `r`, or NULL to do it here and now. */
+static struct io_uring_sqe *next_entry(struct pk_blk *b, struct request *r, uint8_t opcode)
+{
+    struct io_uring_sqe *sqe = b->ring.fd >= 0 ? pk_uring_next(&b->ring) : NULL;
+    if (sqe == NULL)
+        return NULL;
+    sqe->opcode = opcode;
+    sqe->fd = b->config.fd;
+    sqe->user_data = (uint64_t)(uintptr_t)r;
+    b->in_flight++;
+    return sqe;
+}
+
+static void transfer(struct pk_blk *b, struct request *r)
+{
+    int is_write = r->type == VIRTIO_BLK_T_OUT;
+    uint64_t sectors = r->len / SECTOR;
+    if (r->len % SECTOR != 0 || sectors == 0 || sectors > b->config.sectors ||
+        r->sector > b->config.sectors - sectors || (is_write && b->config.read_only)) {
+        finish(b, r, VIRTIO_BLK_S_IOERR);
+        return;
+    }
+    if (!is_aligned(b, r)) {
+        finish_with(b, r, transfer_bounced(b, r));
+        return;
+    }
+    struct io_uring_sqe *sqe = next_entry(b, r, is_write ? IORING_OP_WRITEV : IORING_OP_READV);
+    if (sqe == NULL) {
+        finish_with(b, r, transfer_rest(b, r, 0));
+        return;
+    }
+    sqe->addr = (uint64_t)(uintptr_t)r->iov;
+    sqe->len = r->iov_num;
+    sqe->off = r->sector * SECTOR;
+    if (is_write)
+        sqe->rw_flags = (uint32_t)write_flags(b);
+}
+
+static void flush(struct pk_blk *b, struct request *r)
+{
+    if (b->config.unsafe) {
+        finish(b, r, VIRTIO_BLK_S_OK);
+        return;
+    }
+    struct io_uring_sqe *sqe = next_entry(b, r, IORING_OP_FSYNC);
+    if (sqe == NULL)
+        finish_with(b, r, fdatasync(b->config.fd) < 0 ? -errno : 0);
+    else
+        sqe->fsync_flags = IORING_FSYNC_DATASYNC;
+}
+
+/* ── discard and write zeroes ───────────────────────────────────────────────────────────────── */
+
+static int punch_hole(struct pk_blk *b, off_t at, off_t len)
+{
+    return fallocate(b->config.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, len);
+}
+
+static int write_zeroes(struct pk_blk *b, off_t at, off_t len, int unmap)
+{
+    static const uint8_t ZEROES[1 << 16] __attribute__((aligned(BOUNCE_ALIGN)));
+
+    if (unmap && punch_hole(b, at, len) == 0)
+        return 0;
+    if (fallocate(b->config.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, at, len) == 0)
+        return 0;
+    while (len > 0) {
+        size_t piece = len < (off_t)sizeof(ZEROES) ? (size_t)len : sizeof(ZEROES);
+        ssize_t result = pwrite(b->config.fd, ZEROES, piece, at);
+        if (result < 0 && errno != EINTR)
+            return -1;
+        if (result > 0) {
+            at += result;
+            len -= result;
+        }
+    }
+    return 0;
+}
+
+/* One segment. Returns a status; a host's failure is in *error. */
+static uint8_t clear_segment(struct pk_blk *b, uint32_t type,
+                             const struct virtio_blk_discard_write_zeroes *segment, int *error)
+{
+    uint32_t unmap = segment->flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+    /* §5.2.6.2: unknown flags, and unmap for a discard, are not supported. */
+    if (segment->flags != unmap || (unmap && type == VIRTIO_BLK_T_DISCARD))
+        return VIRTIO_BLK_S_UNSUPP;
+    uint64_t num = segment->num_sectors;
+    if (num > b->config.sectors || segment->sector > b->config.sectors - num)
+        return VIRTIO_BLK_S_IOERR;
+    if (num == 0)
+        return VIRTIO_BLK_S_OK;
+    off_t at = (off_t)(segment->sector * SECTOR), len = (off_t)(num * SECTOR);
+    int result = type == VIRTIO_BLK_T_DISCARD ? punch_hole(b, at, len)
+                                              : write_zeroes(b, at, len, unmap != 0);
+    if (result == 0)
+        return VIRTIO_BLK_S_OK;
+    if (errno == EOPNOTSUPP)
+        return VIRTIO_BLK_S_UNSUPP;
+    *error = errno;
+    return VIRTIO_BLK_S_IOERR;
+}
+
+static void clear(struct pk_blk *b, struct request *r)
+{
+    struct virtio_blk_discard_write_zeroes segments[MAX_SEGMENTS];
+    int error = 0;
+    uint8_t status = VIRTIO_BLK_S_OK;
+
+    if (b->config.read_only || r->len == 0 || r->len % sizeof(segments[0]) != 0 ||
+        r->len > sizeof(segments)) {
+        finish(b, r, VIRTIO_BLK_S_IOERR);
+        return;
+    }
+    copy_data(r, (uint8_t *)segments, 0); /* once; the guest may change its own */
+    for (uint64_t i = 0; i < r->len / sizeof(segments[0]) && status == VIRTIO_BLK_S_OK; i++)
+        status = clear_segment(b, r->type, &segments[i], &error);
+    if (status == VIRTIO_BLK_S_OK && write_flags(b) != 0 && fdatasync(b->config.fd) < 0)
+        error = errno;
+    if (error)
+        finish_with(b, r, -error);
+    else
+        finish(b, r, status);
+}
+
+static void get_id(struct pk_blk *b, struct request *r)
+{
+    uint8_t id[VIRTIO_BLK_ID_BYTES];
+    size_t left = sizeof(id);
+
+    _Static_assert(sizeof(id) == sizeof(b->config.id), "one id");
+    memcpy(id, b->config.id, sizeof(id));
+    for (uint32_t i = 0; i < r->iov_num && left > 0; i++) {
+        size_t len = r->iov[i].iov_len < left ? r->iov[i].iov_len : left;
+        memcpy(r->iov[i].iov_base, id + sizeof(id) - left, len);
+        left -= len;
+    }
+    finish(b, r, VIRTIO_BLK_S_OK);
+}
+
+/* ── the start of a request ─────────────────────────────────────────────────────────────────── */
+
+/* Take the header off the front of the chain and the status off its end. */
+static int unpack(struct request *r)
+{
+    struct pk_chain *chain = &r->chain;
+    struct header header;
+    uint8_t *to = (uint8_t *)&header;
+
+    if (chain->out_len < sizeof(header) || chain->in_len < 1)
+        return -EINVAL;
+    r->iov = chain->iov;
+    r->iov_num = chain->out_num;
+    for (size_t left = sizeof(header); left > 0;) {
+        size_t len = r->iov->iov_len < left ? r->iov->iov_len : left;
+        memcpy(to, r->iov->iov_base, len);
+        to += len;
+        left -= len;
+        advance(r, len);
+    }
+    r->type = header.type;
+    r->sector = header.sector;
+    r->len = chain->out_len - sizeof(header);
+
+    struct iovec *last = &chain->iov[chain->out_num + chain->in_num - 1];
+    last->iov_len--;
+    r->status = (uint8_t *)last->iov_base + last->iov_len;
+    if (r->type == VIRTIO_BLK_T_IN || r->type == VIRTIO_BLK_T_GET_ID) {
+        r->iov = &chain->iov[chain->out_num];
+        r->iov_num = chain->in_num - (last->iov_len == 0);
+        r->len = chain->in_len - 1;
+    }
+    return 0;
+}
+
+static int begin(struct pk_blk *b, struct request *r)
+{
+    int result = unpack(r);
+    if (result < 0)
+        return result;
+    switch (r->type) {
+    case VIRTIO_BLK_T_IN:
+    case VIRTIO_BLK_T_OUT:
+        transfer(b, r);
+        break;
+    case VIRTIO_BLK_T_FLUSH:
+        flush(b, r);
+        break;
+    case VIRTIO_BLK_T_DISCARD:
+    case VIRTIO_BLK_T_WRITE_ZEROES:
+        clear(b, r);
+        break;
+    case VIRTIO_BLK_T_GET_ID:
+        get_id(b, r);
+        break;
+    default:
+        finish(b, r, VIRTIO_BLK_S_UNSUPP);
+        break;
+    }
+    return 0;
+}
+
+/* Take chains while there are any and requests to hold them. Returns 1 when a chain may be left. */
+static int take_chains(struct pk_blk *b, uint32_t queue)
+{
+    struct pk_virtq *q = &b->io.queues[queue].virtq;
+
+    while (b->free != NULL && !pk_iothread_stopping(&b->io)) {
+        struct request *r = b->free;
+        int result = pk_virtq_pop(q, &r->chain);
+        if (result == 0)
+            return 0;
+        if (result > 0) {
+            b->free = r->next;
+            r->queue = queue;
+            if (begin(b, r) == 0)
+                continue;
+            r->next = b->free;
+            b->free = r;
+            __atomic_store_n(&q->fault, PK_VIRTQ_BAD_REQUEST, __ATOMIC_RELAXED);
+        }
+        pk_iothread_report_fault(&b->io);
+        return 0;
+    }
+    return 1;
+}
+
+static void serve(void *device, uint32_t queue)
+{
+    struct pk_blk *b = device;
+    struct pk_virtq *q = &b->io.queues[queue].virtq;
+
+    if (q->fault)
+        return;
+    do {
+        pk_virtq_refuse_kicks(q);
+        int more = take_chains(b, queue);
+        if (b->ring.fd >= 0)
+            pk_uring_submit(&b->ring, 0);
+        pk_iothread_notify(&b->io, queue); /* what was answered here and now */
+        if (more)
+            return; /* ready() comes back when a request is free; or we stop */
+    } while (pk_virtq_ask_kicks(q));
+}
+
+static void reap(struct pk_blk *b)
+{
+    uint64_t user_data;
+    int32_t result;
+
+    while (pk_uring_reap(&b->ring, &user_data, &result)) {
+        struct request *r = (struct request *)(uintptr_t)user_data;
+        b->in_flight--;
+        if (result == -EINTR || result == -EAGAIN)
+            result = 0; /* as if nothing had been transferred yet */
+        if (result >= 0 && r->type != VIRTIO_BLK_T_FLUSH && (uint64_t)result < r->len)
+            finish_with(b, r, transfer_rest(b, r, (uint64_t)result));
+        else
+            finish_with(b, r, result);
+    }
+    for (uint32_t i = 0; i < b->io.num; i++)
+        if (!b->io.queues[i].virtq.fault)
+            pk_iothread_notify(&b->io, i);
+}
+
+static void ready(void *device)
+{
+    struct pk_blk *b = device;
+    int starved = b->free == NULL;
+
+    reap(b);
+    for (uint32_t i = 0; starved && i < b->io.num; i++)
+        serve(b, i);
+}
+
+/* ── for Python ─────────────────────────────────────────────────────────────────────────────── */
+
+int pk_blk_create(const struct pk_blk_config *config, struct pk_blk **ret)
+{
+    struct pk_blk *b = calloc(1, sizeof(*b));
+    if (b == NULL)
+        return -ENOMEM;
+    b->config = *config;
+    b->writeback = 1;
+    b->ring.fd = -1;
+    b->requests = calloc(REQUESTS, sizeof(*b->requests));
+    if (b->requests == NULL) {
+        free(b);
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        b->requests[i].next = b->free;
+        b->free = &b->requests[i];
+    }
+    /* Without io_uring (an old kernel, a container that forbids it) the thread does all itself. */
+    if (config->no_uring || pk_uring_open(&b->ring, REQUESTS) < 0)
+        b->ring = (struct pk_uring){.fd = -1};
+    *ret = b;
+    return 0;
+}
+
+void pk_blk_destroy(struct pk_blk *b)
+{
+    if (b->ring.fd >= 0)
+        pk_uring_close(&b->ring);
+    free(b->requests);
+    free(b);
+}
+
+int pk_blk_uses_uring(const struct pk_blk *b)
+{
+    return b->ring.fd >= 0;
+}
+
+void pk_blk_set_writeback(struct pk_blk *b, int on)
+{
+    __atomic_store_n(&b->writeback, (uint32_t)on, __ATOMIC_RELAXED);
+}
+
+int pk_blk_start(struct pk_blk *b, struct pk_queue *queues, uint32_t num, struct pk_interrupt *irq)
+{
+    b->io = (struct pk_iothread){
+        .queues = queues,
+        .num = num,
+        .irq = irq,
+        .device = b,
+        .serve = serve,
+        .ready_fd = b->ring.fd,
+        .ready = ready,
+    };
+    return pk_iothread_start(&b->io, "virtio-blk");
+}
+
+void pk_blk_stop(struct pk_blk *b)
+{
+    pk_iothread_stop(&b->io);
+    while (b->in_flight > 0 && pk_uring_submit(&b->ring, 1) == 0)
+        reap(b);
+}

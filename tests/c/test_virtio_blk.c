@@ -1,0 +1,365 @@
+/* The disk's data plane, through its thread: a driver's requests and the answers, by io_uring and
+ * without it. */
+#include "driver.h"
+
+#include <linux/virtio_blk.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SECTORS 64u
+#define HEADER  BUFFERS
+#define DATA    (BUFFERS + 0x1000u)
+#define STATUS  (BUFFERS + 0x20000u)
+
+static struct pk_blk_config config;
+static struct pk_blk *blk;
+static struct pk_interrupt *irq;
+static struct pk_queue queues[1];
+static int call_fd;
+static int no_uring;
+static char path[] = "/tmp/disk-XXXXXX";
+
+static void start(void)
+{
+    queues[0] = (struct pk_queue){.virtq = queue, .kick_fd = eventfd(0, EFD_NONBLOCK)};
+    call_fd = eventfd(0, 0);
+    CHECK_EQ(pk_interrupt_create(-1, 0, &irq), 0);
+    pk_interrupt_set_fd(irq, 0, call_fd);
+    pk_interrupt_set_fd(irq, 1, call_fd);
+    CHECK_EQ(pk_blk_create(&config, &blk), 0);
+    CHECK(!no_uring || !pk_blk_uses_uring(blk));
+    CHECK_EQ(pk_blk_start(blk, queues, 1, irq), 0);
+}
+
+static void setup(void)
+{
+    memcpy(path, "/tmp/disk-XXXXXX", sizeof(path));
+    int fd = mkstemp(path);
+    CHECK(fd >= 0);
+    for (uint32_t sector = 0; sector < SECTORS; sector++) {
+        uint8_t bytes[512];
+        memset(bytes, (int)sector, sizeof(bytes));
+        CHECK_EQ(write(fd, bytes, sizeof(bytes)), sizeof(bytes));
+    }
+    setup_queue(16);
+    config = (struct pk_blk_config){
+        .fd = fd, .sectors = SECTORS, .align = 1, .no_uring = (uint32_t)no_uring, .id = "serial"};
+}
+
+static void teardown(void)
+{
+    pk_blk_stop(blk);
+    pk_blk_destroy(blk);
+    pk_interrupt_destroy(irq);
+    close(queues[0].kick_fd);
+    close(call_fd);
+    close(config.fd);
+    unlink(path);
+    pk_mem_destroy(&memory);
+}
+
+static void kick(void)
+{
+    uint64_t one = 1;
+    CHECK_EQ(write(queues[0].kick_fd, &one, 8), 8);
+}
+
+static void wait_for_interrupt(void)
+{
+    uint64_t count;
+    CHECK_EQ(read(call_fd, &count, 8), 8);
+}
+
+static void write_header(uint32_t type, uint64_t sector)
+{
+    uint8_t *header = pk_mem_ptr(&memory, HEADER, 16);
+    memset(header, 0, 16);
+    memcpy(header, &type, 4);
+    memcpy(header + 8, &sector, 8);
+}
+
+static uint8_t *data(void)
+{
+    return pk_mem_ptr(&memory, DATA, 0x10000);
+}
+
+/* One request of a header, `len` bytes of data and a status; returns the status. */
+static uint8_t request(uint32_t type, uint64_t sector, uint32_t len)
+{
+    uint8_t *status = pk_mem_ptr(&memory, STATUS, 1);
+    uint16_t used = get16(USED + 2);
+    unsigned device_writes = type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID ? WRITE : 0;
+
+    write_header(type, sector);
+    *status = 0xff;
+    describe(0, HEADER, 16, NEXT, len ? 1 : 2);
+    describe(1, DATA, len, NEXT | device_writes, 2);
+    describe(2, STATUS, 1, WRITE, 0);
+    make_available(0);
+    kick();
+    while (get16(USED + 2) == used)
+        wait_for_interrupt();
+    return *status;
+}
+
+static void a_read_gives_the_files_bytes(void)
+{
+    setup();
+    start();
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 5, 1024), VIRTIO_BLK_S_OK);
+    CHECK_EQ(data()[0], 5);
+    CHECK_EQ(data()[1023], 6);
+    CHECK_EQ(get32(USED + 8), 1025);
+    teardown();
+}
+
+static void a_write_is_in_the_file(void)
+{
+    setup();
+    start();
+    memset(data(), 0xab, 1024);
+    CHECK_EQ(request(VIRTIO_BLK_T_OUT, 62, 1024), VIRTIO_BLK_S_OK);
+    CHECK_EQ(request(VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+    uint8_t bytes[1024];
+    CHECK_EQ(pread(config.fd, bytes, 1024, 62 * 512), 1024);
+    CHECK(memcmp(bytes, data(), 1024) == 0);
+    pk_blk_set_writeback(blk, 0);
+    CHECK_EQ(request(VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_OK);
+    teardown();
+}
+
+static void what_is_outside_the_disk_is_an_error(void)
+{
+    setup();
+    start();
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, SECTORS, 512), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, SECTORS - 1, 1024), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_OUT, UINT64_MAX, 512), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_OUT, UINT64_MAX / 512 + 1, 512), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 0, 511), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 0, 0), VIRTIO_BLK_S_IOERR);
+    struct stat status;
+    CHECK_EQ(fstat(config.fd, &status), 0);
+    CHECK_EQ(status.st_size, SECTORS * 512);
+    teardown();
+}
+
+static void a_file_that_became_shorter_is_an_error(void)
+{
+    setup();
+    start();
+    CHECK_EQ(ftruncate(config.fd, 512 * 3 + 100), 0);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 2, 512), VIRTIO_BLK_S_OK);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 3, 512), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 9, 512), VIRTIO_BLK_S_IOERR);
+    teardown();
+}
+
+static void a_read_only_disk_takes_no_writes(void)
+{
+    setup();
+    config.read_only = 1;
+    start();
+    CHECK_EQ(request(VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_DISCARD, 0, 16), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 1, 512), VIRTIO_BLK_S_OK);
+    CHECK_EQ(data()[0], 1);
+    teardown();
+}
+
+static void the_id_is_twenty_bytes(void)
+{
+    setup();
+    start();
+    memset(data(), 0xff, 32);
+    CHECK_EQ(request(VIRTIO_BLK_T_GET_ID, 0, 20), VIRTIO_BLK_S_OK);
+    CHECK(memcmp(data(), "serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 20) == 0);
+    CHECK_EQ(data()[20], 0xff);
+    teardown();
+}
+
+static void an_unknown_request_is_unsupported(void)
+{
+    setup();
+    start();
+    CHECK_EQ(request(77, 0, 0), VIRTIO_BLK_S_UNSUPP);
+    teardown();
+}
+
+static uint8_t clear(uint32_t type, uint64_t sector, uint32_t num, uint32_t flags)
+{
+    struct virtio_blk_discard_write_zeroes segment = {sector, num, flags};
+    memcpy(data(), &segment, sizeof(segment));
+    return request(type, 0, sizeof(segment));
+}
+
+static void zeroes_are_written_and_holes_punched(void)
+{
+    setup();
+    start();
+    CHECK_EQ(clear(VIRTIO_BLK_T_WRITE_ZEROES, 3, 2, 0), VIRTIO_BLK_S_OK);
+    CHECK_EQ(clear(VIRTIO_BLK_T_WRITE_ZEROES, 40, 1, 1), VIRTIO_BLK_S_OK);
+    uint8_t status = clear(VIRTIO_BLK_T_DISCARD, 8, 8, 0);
+    CHECK(status == VIRTIO_BLK_S_OK || status == VIRTIO_BLK_S_UNSUPP);
+    uint8_t zeroes[1024] = {0}, bytes[1024];
+    CHECK_EQ(pread(config.fd, bytes, 1024, 3 * 512), 1024);
+    CHECK(memcmp(bytes, zeroes, 1024) == 0);
+    CHECK_EQ(pread(config.fd, bytes, 512, 40 * 512), 512);
+    CHECK(memcmp(bytes, zeroes, 512) == 0);
+    CHECK_EQ(pread(config.fd, bytes, 512, 5 * 512), 512);
+    CHECK_EQ(bytes[0], 5);
+    CHECK_EQ(clear(VIRTIO_BLK_T_DISCARD, 0, 1, 1), VIRTIO_BLK_S_UNSUPP);
+    CHECK_EQ(clear(VIRTIO_BLK_T_WRITE_ZEROES, 0, 1, 2), VIRTIO_BLK_S_UNSUPP);
+    CHECK_EQ(clear(VIRTIO_BLK_T_DISCARD, SECTORS, 1, 0), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(clear(VIRTIO_BLK_T_DISCARD, UINT64_MAX, 2, 0), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_DISCARD, 0, 17), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_DISCARD, 0, 16 * 17), VIRTIO_BLK_S_IOERR);
+    teardown();
+}
+
+static void the_framing_is_the_drivers_choice(void)
+{
+    setup();
+    start();
+    /* Header in two pieces, the second with data behind it; data in two; status in a buffer of
+     * its own in the write, behind the data in the read. */
+    write_header(VIRTIO_BLK_T_OUT, 7);
+    memset((uint8_t *)pk_mem_ptr(&memory, HEADER + 16, 100), 0x11, 100);
+    memset(data(), 0x22, 412);
+    describe(0, HEADER, 3, NEXT, 1);
+    describe(1, HEADER + 3, 113, NEXT, 2);
+    describe(2, DATA, 412, NEXT, 3);
+    describe(3, STATUS, 1, WRITE, 0);
+    make_available(0);
+    kick();
+    while (get16(USED + 2) != 1)
+        wait_for_interrupt();
+    CHECK_EQ(*(uint8_t *)pk_mem_ptr(&memory, STATUS, 1), VIRTIO_BLK_S_OK);
+    write_header(VIRTIO_BLK_T_IN, 7);
+    describe(0, HEADER, 16, NEXT, 1);
+    describe(1, DATA, 100, NEXT | WRITE, 2);
+    describe(2, DATA + 0x1000, 413, WRITE, 0);
+    data()[0x1000 + 412] = 0xff;
+    make_available(0);
+    kick();
+    while (get16(USED + 2) != 2)
+        wait_for_interrupt();
+    CHECK_EQ(data()[0], 0x11);
+    CHECK_EQ(data()[99], 0x11);
+    CHECK_EQ(data()[0x1000], 0x22);
+    CHECK_EQ(data()[0x1000 + 411], 0x22);
+    CHECK_EQ(data()[0x1000 + 412], VIRTIO_BLK_S_OK);
+    teardown();
+}
+
+static void unaligned_buffers_are_bounced(void)
+{
+    setup();
+    config.align = 512;
+    start();
+    write_header(VIRTIO_BLK_T_IN, 9);
+    describe(0, HEADER, 16, NEXT, 1);
+    describe(1, DATA + 3, 100, NEXT | WRITE, 2);
+    describe(2, DATA + 0x1001, 413, WRITE, 0);
+    make_available(0);
+    kick();
+    while (get16(USED + 2) != 1)
+        wait_for_interrupt();
+    CHECK_EQ(data()[3], 9);
+    CHECK_EQ(data()[0x1001 + 411], 9);
+    CHECK_EQ(data()[0x1001 + 412], VIRTIO_BLK_S_OK);
+    teardown();
+}
+
+static void a_chain_without_room_for_an_answer_is_a_fault(void)
+{
+    static const unsigned FLAGS[] = {0, WRITE};
+    for (int i = 0; i < 2; i++) { /* no status; no header */
+        setup();
+        start();
+        write_header(VIRTIO_BLK_T_FLUSH, 0);
+        describe(0, HEADER, 16, FLAGS[i], 0);
+        make_available(0);
+        kick();
+        while (pk_interrupt_pending(irq) != PK_ISR_CONFIG)
+            wait_for_interrupt();
+        CHECK_EQ(__atomic_load_n(&queues[0].virtq.fault, __ATOMIC_RELAXED), PK_VIRTQ_BAD_REQUEST);
+        CHECK_EQ(get16(USED + 2), 0);
+        teardown();
+    }
+}
+
+static void many_requests_are_all_answered(void)
+{
+    enum { ROUNDS = 200, DEPTH = 5 }; /* five chains of three descriptors in a ring of 16 */
+    setup();
+    queue.event_idx = 1;
+    start();
+    write_header(VIRTIO_BLK_T_IN, 2);
+    for (unsigned i = 0; i < DEPTH; i++) {
+        describe(3 * i, HEADER, 16, NEXT, 3 * i + 1);
+        describe(3 * i + 1, DATA + 512 * i, 512, NEXT | WRITE, 3 * i + 2);
+        describe(3 * i + 2, STATUS + i, 1, WRITE, 0);
+    }
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        uint16_t wanted = (uint16_t)(made_available + DEPTH);
+        put16(AVAIL + 4 + 2 * 16, (uint16_t)(wanted - 1)); /* used_event: the last of them */
+        for (unsigned i = 0; i < DEPTH; i++)
+            make_available(3 * i);
+        kick();
+        while (get16(USED + 2) != wanted)
+            wait_for_interrupt();
+    }
+    CHECK_EQ(data()[512 * (DEPTH - 1)], 2);
+    teardown();
+}
+
+static void requests_made_before_the_start_are_served(void)
+{
+    setup();
+    write_header(VIRTIO_BLK_T_FLUSH, 0);
+    describe(0, HEADER, 16, NEXT, 1);
+    describe(1, STATUS, 1, WRITE, 0);
+    make_available(0);
+    start();
+    while (get16(USED + 2) != 1)
+        wait_for_interrupt();
+    teardown();
+}
+
+static void a_stopped_disk_starts_again_where_it_was(void)
+{
+    setup();
+    start();
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 1, 512), VIRTIO_BLK_S_OK);
+    pk_blk_stop(blk);
+    CHECK_EQ(queues[0].virtq.avail_idx, 1);
+    CHECK_EQ(pk_virtq_start(&queues[0].virtq), 0);
+    CHECK_EQ(pk_blk_start(blk, queues, 1, irq), 0);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 4, 512), VIRTIO_BLK_S_OK);
+    CHECK_EQ(data()[0], 4);
+    teardown();
+}
+
+int main(void)
+{
+    for (no_uring = 0; no_uring < 2; no_uring++) {
+        RUN(a_read_gives_the_files_bytes);
+        RUN(a_write_is_in_the_file);
+        RUN(what_is_outside_the_disk_is_an_error);
+        RUN(a_file_that_became_shorter_is_an_error);
+        RUN(a_read_only_disk_takes_no_writes);
+        RUN(the_id_is_twenty_bytes);
+        RUN(an_unknown_request_is_unsupported);
+        RUN(zeroes_are_written_and_holes_punched);
+        RUN(the_framing_is_the_drivers_choice);
+        RUN(unaligned_buffers_are_bounced);
+        RUN(a_chain_without_room_for_an_answer_is_a_fault);
+        RUN(many_requests_are_all_answered);
+        RUN(requests_made_before_the_start_are_served);
+        RUN(a_stopped_disk_starts_again_where_it_was);
+    }
+    return 0;
+}
