@@ -27,7 +27,7 @@ WARNINGS = (
 )
 SANITIZERS = {
     "memory": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-    # gcc's does not know fences, and says so: what they order is ordered by acquire and release too.
+    # gcc's says that it does not know fences; acquire and release order what ours do, too.
     "threads": ("-fsanitize=thread", "-Wno-tsan"),
 }
 THREADED = (
