@@ -1,7 +1,5 @@
 """``python -m pykvm``: the same as the `pykvm` command."""
 
-import sys
+from pykvm.cli import script
 
-from pykvm.cli import main
-
-sys.exit(main())
+script()

@@ -6,6 +6,7 @@ is given, and whether this host can run the guest at all. Read `machine` for eve
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -146,6 +147,7 @@ def boot(config: MachineConfig, serial: str, timeout: float | None) -> int:
     from pykvm.machine import Machine
 
     with Machine(config) as machine:
+        gc.enable()  # see `cli.script`
         for note in machine.entry.notes:
             print(f"pykvm: {note}", file=sys.stderr)
         console = open_console(serial)

@@ -6,6 +6,7 @@ asked for is imported. Read `cli_boot` for the command that has a parser of its 
 
 from __future__ import annotations
 
+import gc
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ class _Parser(ArgumentParser):
 
 def main(words: Sequence[str], command: Sequence[str]) -> int:
     """Run the command that `words` ask for; `command` is what follows their ``--``."""
+    gc.enable()  # see `cli.script`
     args = _parser(words[0] if words else "").parse_args(words)
     args.command = [*getattr(args, "command", ()), *command]
     return int(args.func(args))

@@ -73,7 +73,7 @@ _ROWS: Final = {
     ),
 }
 FEATURES: Final = {
-    name: Bit(*place, bit)
+    name: Bit._make((*place, bit))
     for place, names in _ROWS.items()
     for bit, name in enumerate(names.split())
     if name != "-"

@@ -87,7 +87,15 @@ def test_wheel_has_the_extension_its_stub_and_every_guest(wheel: Path) -> None:
         names = set(archive.namelist())
     assert {"pykvm/_core.abi3.so", "pykvm/_core.pyi", "pykvm/py.typed"} <= names
     assert {f"pykvm/guests/{name}" for name in GUESTS} <= names
-    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"pykvm"}
+    tops = {name.partition("/")[0].rpartition(".")[2] for name in names}
+    assert tops == {"pykvm", "data", "dist-info"}
+
+
+def test_wheel_has_the_command(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (script,) = [name for name in archive.namelist() if "/scripts/" in name]
+        assert script.endswith(".data/scripts/pykvm")
+        assert archive.read(script).startswith(b"#!python\n")  # for pip to replace
 
 
 def test_wheel_has_every_module(wheel: Path) -> None:
