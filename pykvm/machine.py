@@ -98,6 +98,7 @@ class Machine:
         image = open_image(config.kernel)
         spec = BootSpec(
             name=image.name,
+            stamp=image.stamp,
             cmdline=config.cmdline.encode(errors="surrogateescape"),
             initrd=read_initrds(config.initrd),
             modules=read_modules(config.modules),

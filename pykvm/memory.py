@@ -88,10 +88,31 @@ class GuestMemory:
         """Copy `data` in. Raises `GuestMemoryError`, having written nothing."""
         view = self.view(gpa, len(data))
         if len(data) >= PWRITE_SIZE:
-            offset = gpa if gpa < self.low_end else gpa - self.handle.high_base + self.low_end
-            written = os.pwrite(self.handle.fd, data, offset)
+            written = os.pwrite(self.handle.fd, data, self._offset(gpa))
             view, data = view[written:], data[written:]
         view[:] = data
+
+    def write_from(self, gpa: int, file: int, offset: int, size: int) -> None:
+        """Copy `size` bytes at `offset` of the file descriptor `file` in: the fastest way for many.
+
+        No other thread may do so at the same time. Raises `GuestMemoryError`, and `OSError` when
+        the file ends before.
+        """
+        self.view(gpa, size)  # raises when it is not all there
+        os.lseek(self.handle.fd, self._offset(gpa), os.SEEK_SET)
+        while size:
+            try:
+                sent = os.sendfile(self.handle.fd, file, offset, size)
+            except OSError:  # not every file system has it
+                piece = os.pread(file, min(size, PWRITE_SIZE), offset)
+                sent = os.write(self.handle.fd, piece)
+            if not sent:
+                raise OSError(f"the file ends {size} bytes too soon")
+            offset, size = offset + sent, size - sent
+
+    def _offset(self, gpa: int) -> int:
+        """Where the byte at `gpa` is in the memfd."""
+        return gpa if gpa < self.low_end else gpa - int(self.handle.high_base) + self.low_end
 
     def close(self) -> None:
         """Unmap. Safe to call twice."""

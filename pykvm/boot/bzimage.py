@@ -12,6 +12,8 @@ Source: Linux Documentation/arch/x86/boot.rst, "32-bit BOOT PROTOCOL" and "64-bi
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from pykvm import layout
 from pykvm.boot import elf, linux64, pvh
 from pykvm.boot.bootparams import write_zero_page
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from pykvm.boot.entry import BootSpec
+    from pykvm.boot.vmlinuxcache import Vmlinux
     from pykvm.memory import GuestMemory
 
 VERSION_32: Final = 0x207  # "Added paravirtualised boot protocol", which enters in 32-bit mode
@@ -36,22 +39,26 @@ def load(image: memoryview, memory: GuestMemory, spec: BootSpec, protocol: str) 
     """Load a bzImage by `protocol`; "bzimage" chooses one. Raises `BootError`."""
     header = SetupHeader.parse(image)
     notes: tuple[str, ...] = ()
-    vmlinux = None
-    if protocol in ("linux64", "pvh"):
-        vmlinux = _extract(image, header, memory)
-    elif protocol == "bzimage":
+    kernel = None
+    with ExitStack() as opened:
         try:
-            vmlinux = _extract(image, header, memory) if _may_be_64_bit(header) else None
+            if protocol in ("linux64", "pvh") or (protocol == "bzimage" and _may_be_64_bit(header)):
+                kernel = _extract(image, header, memory, spec)
         except UnsupportedError as reason:
+            if protocol != "bzimage":
+                raise
             notes = (f"the guest decompresses its kernel itself, which takes longer: {reason}",)
-        protocol = _choose(header, vmlinux)
+        if kernel is not None:
+            opened.enter_context(kernel)
+        if protocol == "bzimage":
+            protocol = _choose(header, kernel)
+        if protocol in ("linux64", "pvh"):
+            if kernel is None:
+                raise BootError(f"KERNEL: no vmlinux inside, which --protocol {protocol} needs")
+            if protocol == "pvh":
+                return pvh.load(kernel.image, memory, spec, kernel.file)
+            return linux64.load(kernel.image, memory, spec, header, kernel.file)
 
-    if protocol in ("linux64", "pvh"):
-        if vmlinux is None:
-            raise BootError(f"KERNEL: it has no vmlinux inside, which --protocol {protocol} needs")
-        if protocol == "pvh":
-            return pvh.load(vmlinux, memory, spec)
-        return linux64.load(vmlinux, memory, spec, header)
     if protocol == "linux16":
         from pykvm.boot import realmode
 
@@ -59,12 +66,14 @@ def load(image: memoryview, memory: GuestMemory, spec: BootSpec, protocol: str) 
     return _load_protected(image, memory, spec, header, protocol, notes)
 
 
-def _extract(image: memoryview, header: SetupHeader, memory: GuestMemory) -> memoryview | None:
+def _extract(
+    image: memoryview, header: SetupHeader, memory: GuestMemory, spec: BootSpec
+) -> Vmlinux | None:
     """The vmlinux inside, or None when there is none."""
     from pykvm.boot import vmlinux
 
     data = vmlinux.find_payload(image, header)
-    return None if data is None else vmlinux.extract(data, memory.size)
+    return None if data is None else vmlinux.extract(data, memory.size, spec.stamp)
 
 
 def _may_be_64_bit(header: SetupHeader) -> bool:
@@ -72,7 +81,7 @@ def _may_be_64_bit(header: SetupHeader) -> bool:
     return header.version < 0x20C or bool(header[Field.xloadflags] & XLoadFlags.KERNEL_64)
 
 
-def _choose(header: SetupHeader, vmlinux: memoryview | None) -> str:
+def _choose(header: SetupHeader, kernel: Vmlinux | None) -> str:
     """The best protocol of an image.
 
     Programs that dress up as a kernel may have nothing but real-mode code to enter. No flag says
@@ -80,7 +89,7 @@ def _choose(header: SetupHeader, vmlinux: memoryview | None) -> str:
     the protocol is older than the one that made the 32-bit entry official (memdisk, GRUB's
     lnxboot). A real kernel of that age is entered in real mode too, as its own boot loaders did.
     """
-    if vmlinux is not None and elf.parse(vmlinux).bits == 64:
+    if kernel is not None and elf.parse(kernel.image).bits == 64:
         return "linux64"
     if header[Field.xloadflags] & XLoadFlags.KERNEL_64:
         return "bzimage64"

@@ -164,8 +164,8 @@ def _has_symbols(image: memoryview, bits: int, shoff: int, shentsize: int, shnum
     return any(kind == SHT_SYMTAB for (kind,) in section.iter_unpack(image[shoff:end]))
 
 
-def load_segments(elf: Elf, memory: GuestMemory, claims: Claims) -> None:
-    """Copy every PT_LOAD segment to its physical address.
+def load_segments(elf: Elf, memory: GuestMemory, claims: Claims, file: int | None = None) -> None:
+    """Copy every PT_LOAD segment to its physical address; from `file`, a descriptor, when given.
 
     The rest of a segment (its bss) is not written: guest memory starts as zeros. Overlapping
     segments are refused, so the work is bounded by the size of guest memory whatever the headers
@@ -190,5 +190,11 @@ def load_segments(elf: Elf, memory: GuestMemory, claims: Claims) -> None:
     ):
         claims.claim(segment.paddr, segment.memory_size, f"the kernel's ELF segment {number}")
     for segment in elf.loadable:
-        data = elf.image[segment.offset : segment.offset + segment.file_size]
-        memory.write(segment.paddr, data)
+        if file is not None:
+            try:
+                memory.write_from(segment.paddr, file, segment.offset, segment.file_size)
+            except OSError as error:
+                raise BootError(f"KERNEL: cannot read it decompressed: {error}") from error
+        else:
+            data = elf.image[segment.offset : segment.offset + segment.file_size]
+            memory.write(segment.paddr, data)

@@ -57,3 +57,4 @@ class BootSpec(Record):
     load: int | None = None  # flat binaries only: gpa
     entry: int | None = None  # flat binaries only: gpa
     name: bytes = b"kernel"  # the image's file name: argv[0] of a multiboot command line
+    stamp: str = ""  # the image file's (see `files.open_image`); empty: hash the image

@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from collections.abc import Iterable
 
 from pykvm.errors import BootError
-from pykvm.lean import Record
+from pykvm.lean import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from typing import Final
+
+STAMP_AGE_NS: Final = 2 * 10**9
 
 Source = str | os.PathLike[str] | bytes
 
 
 class ImageFile(Record):
-    """A kernel image: its bytes, and the file's name as a multiboot guest is told it."""
+    """A kernel image: its bytes, and the file's name as a multiboot guest is told it.
+
+    As long as a file has the same `stamp` it has the same bytes. It is empty when that cannot be
+    told.
+    """
 
     data: memoryview
-    name: bytes
+    name: bytes = b"kernel"
+    stamp: str = ""
 
 
 def open_image(source: Source) -> ImageFile:
@@ -29,16 +40,30 @@ def open_image(source: Source) -> ImageFile:
     The mapping lasts as long as a view of it: a report may want the image's symbols at the end.
     """
     if isinstance(source, bytes):
-        return ImageFile(memoryview(source), b"kernel")
-    return ImageFile(memoryview(_map(source, "KERNEL")), os.fsencode(source))
+        return ImageFile(memoryview(source))
+    data, stamp = _map(source, "KERNEL")
+    return ImageFile(memoryview(data), os.fsencode(source), stamp)
 
 
-def _map(source: str | os.PathLike[str], option: str) -> mmap.mmap | bytes:
+def _stamp(status: os.stat_result) -> str:
+    """What changes with a file's content: nobody can set a change time (inode(7), "ctime").
+
+    The host's clock ticks in milliseconds: a file that changed this very moment has no stamp yet.
+    """
+    if time.time_ns() - status.st_ctime_ns < STAMP_AGE_NS:
+        return ""
+    times = f"{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
+    return f"{status.st_ino:x}-{status.st_size:x}-{times}"
+
+
+def _map(source: str | os.PathLike[str], option: str) -> tuple[mmap.mmap | bytes, str]:
+    """The file's bytes and stamp."""
     try:
         with open(source, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return file.read()  # empty, or a pipe: process substitution
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                return file.read(), ""  # empty, or a pipe: process substitution
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), _stamp(status)
     except OSError as error:
         raise BootError(
             f"{option}: {os.fspath(source)}: {error.strerror}; name a readable file"
@@ -48,7 +73,7 @@ def _map(source: str | os.PathLike[str], option: str) -> mmap.mmap | bytes:
 def read_initrds(sources: Iterable[Source]) -> bytes | memoryview:
     """All initrds as one, in order, each at a 4-byte boundary. Raises `BootError`."""
     parts = [
-        memoryview(source if isinstance(source, bytes) else _map(source, "--initrd"))
+        memoryview(source if isinstance(source, bytes) else _map(source, "--initrd")[0])
         for source in sources
     ]
     if len(parts) < 2:
@@ -63,5 +88,5 @@ def read_modules(specs: Iterable[str]) -> tuple[tuple[bytes, bytes], ...]:
     modules = []
     for spec in specs:
         path, _, _ = spec.partition(" ")
-        modules.append((bytes(_map(path, "--module")), os.fsencode(spec)))
+        modules.append((bytes(_map(path, "--module")[0]), os.fsencode(spec)))
     return tuple(modules)

@@ -225,13 +225,14 @@ def put(root: Path, release: str) -> Kernel:
     that lasts.
     """
     from pykvm.boot import vmlinux
+    from pykvm.boot.files import open_image
 
     home = kernels_dir() / release
     if home.exists():
         home.rename(root.with_name("replaced"))
     root.rename(home)
     kernel = kernel_at(home / "boot" / f"vmlinuz-{release}")
-    vmlinux.warm(memoryview(kernel.image.read_bytes()))
+    vmlinux.warm(open_image(kernel.image))
     return kernel
 
 

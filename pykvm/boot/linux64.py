@@ -22,17 +22,21 @@ if TYPE_CHECKING:
 
 
 def load(
-    image: memoryview, memory: GuestMemory, spec: BootSpec, header: SetupHeader | None = None
+    image: memoryview,
+    memory: GuestMemory,
+    spec: BootSpec,
+    header: SetupHeader | None = None,
+    file: int | None = None,
 ) -> Entry:
     """Load an ELF64 and enter it at its entry point; `header` is that of its bzImage.
 
-    Raises `BootError`.
+    `file` is the descriptor of the file that `image` maps, if any. Raises `BootError`.
     """
     kernel = elf.parse(image)
     if kernel.bits != 64:
         raise BootError("KERNEL: --protocol linux64 needs a 64-bit ELF; this one has 32 bits")
     rip = kernel.physical_entry()
     claims = Claims(memory, spec, CpuMode.LONG)
-    elf.load_segments(kernel, memory, claims)
+    elf.load_segments(kernel, memory, claims, file)
     regs = write_zero_page(memory, spec, claims, header or SetupHeader.for_vmlinux())
     return Entry("linux64", CpuMode.LONG, rip, regs, symbols=kernel.symbols)

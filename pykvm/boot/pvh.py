@@ -53,8 +53,11 @@ def is_linux(kernel: elf.Elf) -> bool:
     return False
 
 
-def load(image: memoryview, memory: GuestMemory, spec: BootSpec) -> Entry:
-    """Load an ELF kernel and enter it by its PVH note. Raises `BootError`."""
+def load(image: memoryview, memory: GuestMemory, spec: BootSpec, file: int | None = None) -> Entry:
+    """Load an ELF kernel and enter it by its PVH note.
+
+    `file` is the descriptor of the file that `image` maps, if any. Raises `BootError`.
+    """
     kernel = elf.parse(image)
     rip = entry_of(kernel)
     if rip is None:
@@ -64,7 +67,7 @@ def load(image: memoryview, memory: GuestMemory, spec: BootSpec) -> Entry:
     claims = Claims(memory, spec, CpuMode.PROTECTED)
     claims.claim(layout.START_INFO, START_INFO_SIZE, "start_info")
     claims.claim_stack()
-    elf.load_segments(kernel, memory, claims)
+    elf.load_segments(kernel, memory, claims, file)
     cmdline = place_cmdline(memory, spec, claims, layout.CMDLINE_SIZE - 1)
     modules = _place_modules(memory, spec, claims)
     memory.write(layout.START_INFO, _start_info(memory, spec, cmdline, modules))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import hashlib
 import os
 import struct
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 from images import Load, bzimage, elf
 
 from pykvm import boot
-from pykvm.boot import payload, vmlinux
+from pykvm.boot import payload, vmlinux, vmlinuxcache
 from pykvm.boot.entry import BootSpec
+from pykvm.boot.files import ImageFile
 from pykvm.errors import BootError
 from pykvm.layout import MIB
 from pykvm.memory import GuestMemory
@@ -22,15 +25,15 @@ PAYLOAD = gzip.compress(VMLINUX)
 IMAGE = bzimage(PAYLOAD)
 
 
-def boot_once(image: bytes = IMAGE) -> bytes:
+def boot_once(image: bytes = IMAGE, stamp: str = "") -> bytes:
     """Load `image`; what then lies at the vmlinux' two segments."""
     with GuestMemory(64 * MIB) as memory:
-        assert boot.load(image, memory, BootSpec()).protocol == "linux64"
+        assert boot.load(image, memory, BootSpec(stamp=stamp)).protocol == "linux64"
         return memory.read(16 * MIB, 999 * 4) + memory.read(20 * MIB, 99 * 4)
 
 
 def entries(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "cache/pykvm/vmlinux").iterdir())
+    return sorted(p for p in (tmp_path / "cache/pykvm/vmlinux").iterdir() if p.is_file())
 
 
 def refuse_to_decompress(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,13 +102,13 @@ def test_kernels_that_differ_in_one_byte_have_entries_of_their_own(tmp_path: Pat
 def test_only_the_newest_entries_are_kept(tmp_path: Path) -> None:
     images = [
         bzimage(gzip.compress(elf(Load(16 * MIB, b"%3d" % i * 2000), Load(20 * MIB))))
-        for i in range(vmlinux.CACHE_ENTRIES_MAX + 1)
+        for i in range(vmlinuxcache.ENTRIES_MAX + 1)
     ]
     boot_once(images[0])
     (first,) = entries(tmp_path)
     for image in images[1:]:
         boot_once(image)
-    assert len(entries(tmp_path)) == vmlinux.CACHE_ENTRIES_MAX
+    assert len(entries(tmp_path)) == vmlinuxcache.ENTRIES_MAX
     assert first not in entries(tmp_path)
 
 
@@ -120,15 +123,59 @@ def test_reading_an_entry_leaves_it_untouched(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_an_image_with_a_known_stamp_is_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = boot_once(stamp="stamp")
+    monkeypatch.setattr(hashlib, "sha256", None)
+    assert boot_once(stamp="stamp") == expected
+
+
+def test_a_stamp_whose_entry_is_damaged_is_no_shortcut(tmp_path: Path) -> None:
+    expected = boot_once(stamp="stamp")
+    flip(entries(tmp_path)[0])
+    assert boot_once(stamp="stamp") == expected
+
+
+def test_many_stamps_are_not_kept(tmp_path: Path) -> None:
+    for i in range(vmlinuxcache.IMAGES_MAX + 3):
+        vmlinuxcache.remember(f"stamp{i}", "key")
+    assert len(list((tmp_path / "cache/pykvm/vmlinux/images").iterdir())) == 3
+    assert vmlinuxcache.recall(f"stamp{i}") == "key"
+
+
+def test_a_file_system_without_sendfile_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sendfile(*_: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    expected = boot_once()
+    monkeypatch.setattr(os, "sendfile", sendfile)
+    assert boot_once() == expected
+
+
+def test_an_entry_that_shrinks_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot_once()
+    monkeypatch.setattr(os, "sendfile", lambda *_: 0)
+    with pytest.raises(BootError, match=r"ends .* bytes too soon"):
+        boot_once()
+
+
+def test_booting_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    boot_once()
+    before = os.listdir("/proc/self/fd")
+    boot_once()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_a_kernel_warmed_up_is_not_decompressed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    vmlinux.warm(memoryview(IMAGE))
+    vmlinux.warm(ImageFile(memoryview(IMAGE)))
     refuse_to_decompress(monkeypatch)
     assert boot_once()
 
 
 @pytest.mark.parametrize("image", [b"", b"no kernel", bzimage(), IMAGE[:-99], bzimage(b"?" * 99)])
 def test_warming_up_what_is_no_kernel_is_no_error(image: bytes) -> None:
-    vmlinux.warm(memoryview(image))
+    vmlinux.warm(ImageFile(memoryview(image)))
 
 
 def test_without_a_cache_the_kernel_boots_all_the_same(
