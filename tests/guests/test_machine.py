@@ -11,6 +11,7 @@ import pytest
 
 from pykvm import Device, Machine, MachineConfig
 from pykvm.boot.entry import CpuMode
+from pykvm.config import parse_size
 from pykvm.console import BytesConsole, Console
 from pykvm.errors import ConfigError, PykvmError
 from pykvm.outcome import Outcome, Reason
@@ -119,6 +120,23 @@ def test_outcome_has_the_console_and_what_it_cost() -> None:
     assert outcome.console == b"hi"
     assert (outcome.stats.exits, outcome.stats.exits_in_c) == (3, 2)
     assert outcome.stats.seconds > 0
+
+
+@pytest.mark.parametrize("size", ["1M", "1.5M", "3G", "3.5G", "4G", "5G"])
+def test_memory_of_any_size_is_there_to_its_last_byte(size: str) -> None:
+    # In real mode, where code is below 1 MiB: leave with 7.
+    with machine("ba f8 05 b0 07 ee", CpuMode.REAL, memory=parse_size(size)) as vm:
+        last = vm.memory.regions[-1].end - 1
+        vm.memory.write(last, b"!")
+        assert vm.run(timeout=TIMEOUT_S).code == 7
+        assert vm.memory.read(last, 1) == b"!"
+
+
+def test_guest_reads_the_last_byte_below_the_hole() -> None:
+    code = "b9 ff ff ff bf 8a 01 66 ba f8 05 ee"  # mov ecx, 0xbfffffff; mov al, [rcx]; leave
+    with machine(code, memory=parse_size("5G")) as vm:
+        vm.memory.write(0xBFFF_FFFF, b"\x2a")
+        assert vm.run(timeout=TIMEOUT_S).code == 0x2A
 
 
 # ── devices of the user's own ────────────────────────────────────────────────────────────────────
