@@ -13,9 +13,9 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from pykvm import cache, guest_programs
-from pykvm.boot import initrd, payload
+from pykvm.boot import initrd
 from pykvm.boot.setupheader import SetupHeader
-from pykvm.boot.vmlinux import find_payload
+from pykvm.boot.vmlinux import find_payload, unpack
 from pykvm.errors import BootError, HostError
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def make_kernel(kernel: Kernel) -> Path:
     path = _cached("vmlinux", kernel, bytes(image))
     if not path.exists():
         try:
-            data = find_payload(image, SetupHeader.parse(image)) or image[:0]
-            gzip = payload.format_of(data) == "gzip"  # the others end with a size not their own
-            vmlinux = payload.decompress(data if gzip else data[:-4], VMLINUX_MAX)
+            vmlinux = unpack(
+                find_payload(image, SetupHeader.parse(image)) or image[:0], VMLINUX_MAX
+            )
         except BootError:
             vmlinux = b""
         if not PVH_NOTE.search(vmlinux):
