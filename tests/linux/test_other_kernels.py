@@ -1,0 +1,85 @@
+"""Kernels that are not Linux, made by others and packaged by Debian, start and print."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pykvm.boot import apt
+from pykvm.cache import cache_dir, locked
+from pykvm.errors import HostError
+from pykvm.lab import Lab
+
+BOOT = (sys.executable, "-m", "pykvm", "boot")
+LIMIT_S = 300
+
+
+def from_package(package: str, pattern: str) -> str:
+    """A file of a Debian package, kept in pykvm's cache. Skips without one, but not in CI."""
+    kept = cache_dir() / "test-packages" / package
+    with locked("test-packages", print):
+        try:
+            if not list(kept.glob(pattern)):
+                kept.mkdir(parents=True, exist_ok=True)
+                deb = next(kept.glob("*.deb"), None) or apt.with_lists(
+                    lambda lists: lists.download(package, kept), print
+                )
+                apt.unpack(deb, kept)
+        except HostError as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(f"no {package}: {error}")
+    return str(next(kept.glob(pattern)))
+
+
+@pytest.fixture
+def boot(lab: Lab):  # type: ignore[no-untyped-def]
+    """Run ``pykvm boot`` in the lab."""
+
+    def run(image: str, *words: str, seconds: int) -> subprocess.CompletedProcess[bytes]:
+        return lab.run([*BOOT, image, "--timeout", str(seconds), *words], timeout=LIMIT_S)
+
+    return run
+
+
+# A memory test never ends: this ends it when it has shown its name.
+UNTIL = """
+import sys
+from pykvm import Machine, MachineConfig
+from pykvm.console import Console
+
+class Until(Console):
+    def write(self, data):
+        if b"Memtest86+ v" in vm.console_log:
+            vm.stop()
+
+config = MachineConfig(kernel=sys.argv[1], memory=64 << 20, cmdline="console=ttyS0,115200")
+with Machine(config) as vm:
+    print(vm.run(timeout=120, console=Until()).reason.name)
+"""
+
+
+@pytest.mark.parametrize("image", ["memtest86+x64.bin", "memtest86+ia32.bin"])
+def test_memtest86_starts_and_shows_its_name(lab: Lab, image: str) -> None:
+    kernel = from_package("memtest86+", f"boot/{image}")
+    result = lab.run([sys.executable, "-c", UNTIL, kernel], timeout=LIMIT_S)
+    assert result.stdout == b"QUIT\n", result
+
+
+def test_ipxe_starts_through_the_bios_and_finds_no_network(boot) -> None:
+    result = boot(from_package("ipxe", "boot/ipxe.lkrn"), seconds=120)
+    assert b"iPXE initialising devices...ok" in result.stdout
+    assert b"No more network devices" in result.stdout
+    assert b"No bootable device." in result.stdout
+
+
+def test_xen_starts_by_multiboot_and_misses_its_dom0(boot) -> None:
+    kernel = from_package("xen-hypervisor-4.17-amd64", "boot/xen-*.gz")
+    words = ("-m", "256M", "--append", "console=com1 com1=115200,8n1 noreboot=0")
+    result = boot(kernel, *words, seconds=120)
+    assert result.returncode == 0, result  # it reboots
+    assert b"(XEN) Bootloader: pykvm" in result.stdout
+    assert b"dom0 kernel not specified" in result.stdout
