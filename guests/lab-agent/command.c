@@ -53,6 +53,17 @@ static char **next_strings(char **at, char *end, uint32_t count)
     return strings;
 }
 
+/* The lab's own /dev/shm, for one, lacks folders that the host's has. */
+static void make_folders(char *path)
+{
+    for (char *slash = path; (slash = strchr(slash + 1, '/')) != NULL;) {
+        *slash = '\0';
+        mkdir(path, 0755); /* usually there */
+        *slash = '/';
+    }
+    mkdir(path, 0755);
+}
+
 /* Below `paths` the command sees and writes the host's files themselves, not the overlay's copies.
  */
 static void share(char **paths, uint32_t count)
@@ -66,9 +77,11 @@ static void share(char **paths, uint32_t count)
     }
     if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         fail(FAILED, "mount namespace");
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++) {
+        make_folders(paths[i]);
         if (move_mount(trees[i], "", AT_FDCWD, paths[i], MOVE_MOUNT_F_EMPTY_PATH) < 0)
             fail(FAILED, paths[i]);
+    }
 }
 
 static _Noreturn void run(uint16_t id, const struct exec *exec, char *data, char *end)

@@ -19,14 +19,15 @@ network               loopback only
 ====================  ==========================================================================
 
 A lab reads a host's file once: outside the directories above, a kept lab may not notice what has
-changed on the host since. The ways: `cli` → `client` → `supervisor` → `machine`; in the lab,
-guests/lab-agent. `wire` is what they say to each other.
+changed on the host since. The way of a command: `cli` → `foreground` → `client` → `supervisor` →
+guests/lab-agent in the `machine`; `wire` is what they say to each other.
 """
 
 from __future__ import annotations
 
 from pykvm.lab.cli import add_parser
-from pykvm.lab.client import Lab, LabEndedError, stop_kept
+from pykvm.lab.client import Lab, LabEndedError
 from pykvm.lab.machine import Spec
+from pykvm.lab.start import stop_kept
 
 __all__ = ["Lab", "LabEndedError", "Spec", "add_parser", "stop_kept"]

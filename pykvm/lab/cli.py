@@ -12,8 +12,9 @@ from typing import Any
 
 from pykvm.config import parse_size
 from pykvm.errors import ConfigError
-from pykvm.lab.client import IDLE_S, Lab, is_kept, stop_kept
+from pykvm.lab.client import Lab
 from pykvm.lab.machine import Spec
+from pykvm.lab.start import IDLE_S, is_kept, stop_kept
 from pykvm.layout import MIB
 
 EPILOG = """\

@@ -1,24 +1,21 @@
-"""A lab from its user's side: start one or find the kept one, and run commands in it.
+"""A lab from its user's side: where commands can be run.
 
-Reached from `pykvm.lab` (the Python API), `foreground` and `cli`. Behind it: `supervisor`, the
-process that owns the machine. A *private* lab is its user's alone and ends with it. A *kept* lab
-has a socket in the runtime directory, by which others find it; it ends when nobody has used it for
-some time, or on `stop_kept`.
+Reached from `pykvm.lab` (the Python API), `foreground` and `cli`. Read `start` for private and kept
+labs, `supervisor` for who is at the other end of a connection.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import sys
 from contextlib import suppress
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from pykvm import cache
 from pykvm.errors import ConfigError, HostError
 from pykvm.lab.machine import Plan, Spec
+from pykvm.lab.start import IDLE_S, connect_kept, is_kept, spawn, start_kept
 from pykvm.lab.wire import PLAIN, U32, WINDOW, ExecFlags, Frame, Kind, Reader, pack, pack_exec
 
 if TYPE_CHECKING:
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from pykvm.boot.apt import Progress
     from pykvm.boot.kernels import Note
 
-IDLE_S: Final = 600.0
 CHUNK: Final = 64 << 10
 
 
@@ -108,31 +104,17 @@ class Lab:
     def start(self, progress: Progress | None = None, note: Note | None = None) -> None:
         """Return when the lab is ready. Raises `HostError` when this host cannot have one."""
         if self._keep:
-            self._start_kept(progress, note)
+            start_kept(self._spec, self._idle_s, progress, note)
         else:
             plan = Plan.make(self._spec, progress, note)
             self._control, theirs = socket.socketpair()
             with theirs:
-                self._supervisor = _spawn(theirs, plan, None)
+                self._supervisor = spawn(theirs, plan, None)
         try:
             self.connect().socket.close()
         except BaseException:
             self.close()
             raise
-
-    def _start_kept(self, progress: Progress | None, note: Note | None) -> None:
-        if is_kept():
-            return
-        plan = Plan.make(self._spec, progress, note)
-        path = _socket_path()
-        with cache.locked("lab"):  # two may come at once
-            if is_kept():
-                return
-            path.unlink(missing_ok=True)  # of one that was killed
-            with socket.socket(socket.AF_UNIX) as control:
-                control.bind(str(path))
-                control.listen()
-                _spawn(control, plan, self._idle_s)
 
     def close(self) -> None:
         """End a private lab and wait until it has ended. A kept one stays."""
@@ -150,7 +132,7 @@ class Lab:
     def connect(self) -> Connection:
         """Return a connection to the lab that is ready for EXEC. Raises `LabEndedError`."""
         if self._keep:
-            ours = _connect_kept()
+            ours = connect_kept()
         elif self._control is not None:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -232,7 +214,10 @@ def exec_frame(
     The command writes for real below the working directory, `writable` and pykvm's own cache; and
     never below /, which is the whole host, unless `writable` names its parts.
     """
-    cwd = cwd or os.getcwd()
+    try:
+        cwd = cwd or os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the current directory is gone; change to another one") from None
     environment = {**(os.environ if env is None else env), "PYKVM_LAB": "1"}
     paths = [cwd, *writable, str(cache.cache_dir())]
     shares = set(map(os.path.realpath, paths)) - {"/"}
@@ -247,67 +232,3 @@ def exec_frame(
 def exit_code(exit_frame: Frame) -> int:
     """Return the exit code that an EXIT frame has, or minus the signal, as `subprocess` has it."""
     return os.waitstatus_to_exitcode(U32.unpack(exit_frame.data)[0])
-
-
-def is_kept() -> bool:
-    """Tell whether a kept lab runs, or is about to."""
-    sock = _connect_kept()
-    if sock is not None:
-        sock.close()
-    return sock is not None
-
-
-def stop_kept() -> bool:
-    """End the kept lab and return when it has ended. Returns False when there is none."""
-    sock = _connect_kept()
-    if sock is None:
-        return False
-    with sock, suppress(ConnectionError):
-        sock.sendall(pack(Kind.STOP))
-        while sock.recv(CHUNK):
-            pass
-    return True
-
-
-def _socket_path() -> Path:
-    """Return where the kept lab listens, in a directory that only this user may enter."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    directory = Path(runtime, "pykvm") if runtime else cache.cache_dir()
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory / "lab.sock"
-
-
-def _connect_kept() -> socket.socket | None:
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.connect(str(_socket_path()))
-    except (FileNotFoundError, ConnectionRefusedError):
-        sock.close()
-        return None
-    return sock
-
-
-def _spawn(control: socket.socket, plan: Plan, idle_s: float | None) -> subprocess.Popen[bytes]:
-    """Start the supervisor, out of reach of this terminal's signals."""
-    import subprocess
-
-    package = Path(__file__).parent.parent
-    path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
-    idle = "" if idle_s is None else str(idle_s)
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            f"{__package__}.supervisor",
-            str(control.fileno()),
-            idle,
-            plan.dumps(),
-        ],
-        pass_fds=[control.fileno()],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=None if idle_s is None else subprocess.DEVNULL,
-        cwd="/",
-        env=os.environ | {"PYTHONPATH": path},
-        start_new_session=True,
-    )

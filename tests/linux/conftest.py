@@ -14,7 +14,7 @@ import pytest
 
 from pykvm.errors import HostError
 from pykvm.lab import Lab, stop_kept
-from pykvm.lab.client import IDLE_S
+from pykvm.lab.start import IDLE_S
 
 XDIST_IDLE_S = 60.0  # no worker knows whether it is the last one: the lab ends by itself
 

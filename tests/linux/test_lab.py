@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -140,6 +141,15 @@ def test_environment_and_directory_are_the_callers(
 def test_what_is_written_in_the_current_directory_is_written_here(directory: Path) -> None:
     assert pykvm_lab(sh("umask; echo result >file")).returncode == 0
     assert (directory / "file").read_text() == "result\n"
+
+
+def test_current_directory_may_be_where_the_lab_has_mounts_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as shm:
+        monkeypatch.chdir(shm)
+        assert pykvm_lab(sh("echo result >file; pwd")).stdout == f"{shm}\n".encode()
+        assert Path("file").read_text() == "result\n"
 
 
 def test_what_is_written_elsewhere_vanishes(
