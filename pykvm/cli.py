@@ -26,13 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     at = words.index("--") if "--" in words else len(words)
     words, command = words[:at], words[at + 1 :]
     try:
-        if words[:1] == ["boot"]:
-            from pykvm.cli_boot import main as boot
-
-            return boot(words[1:], command)
-        from pykvm.cli_parser import main as other
-
-        return other(words, command)
+        try:
+            return _command(words, command)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a broken pipe is understood
     except PykvmError as error:
         print(f"pykvm: {error}", file=sys.stderr)
         return CODE_FAILURE
@@ -44,6 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def _command(words: list[str], command: list[str]) -> int:
+    if words[:1] == ["boot"]:
+        from pykvm.cli_boot import main as boot
+
+        return boot(words[1:], command)
+    from pykvm.cli_parser import main as other
+
+    return other(words, command)
+
+
 def script() -> NoReturn:
     """The `pykvm` script: as `main`, but quick to start and to end."""
     # Loading modules makes no garbage; the collector would look for some two dozen times.
@@ -51,7 +59,6 @@ def script() -> NoReturn:
     code = main()
     if sys.argv[1:2] == ["boot"]:
         # The machine is closed. Taking the interpreter apart would take as long as starting it.
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
