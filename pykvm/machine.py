@@ -191,6 +191,7 @@ class Machine:
             )
             x86.set_memory_types(vcpu)
             self.vcpus.append(vcpu)
+        x86.set_up_lapic(self.vcpus[0])
 
     # ── devices of the user's own ────────────────────────────────────────────────────────────
 

@@ -39,6 +39,13 @@ TYPE_BUSY_TSS: Final = 0xB
 MSR_MTRR_DEF_TYPE: Final = 0x2FF
 MTRR_ENABLE_WRITE_BACK: Final = 1 << 11 | 6
 
+LAPIC_SPURIOUS: Final = 0x0F0  # offsets of the local APIC's registers
+LAPIC_LINT0: Final = 0x350
+LAPIC_LINT1: Final = 0x360
+LAPIC_ENABLED: Final = 1 << 8  # in the spurious-interrupt vector register
+LAPIC_EXTINT: Final = 7 << 8  # delivery modes: ask the PIC; NMI
+LAPIC_NMI: Final = 4 << 8
+
 
 def enter(vcpu: Vcpu, memory: GuestMemory, entry: Entry) -> None:
     """Put the boot vCPU at `entry`. Writes the GDT and, for long mode, page tables to memory."""
@@ -71,6 +78,23 @@ def enter(vcpu: Vcpu, memory: GuestMemory, entry: Entry) -> None:
 def set_memory_types(vcpu: Vcpu) -> None:
     """Memory is write-back unless the guest says otherwise: what firmware would have set up."""
     vcpu.set_msrs({MSR_MTRR_DEF_TYPE: MTRR_ENABLE_WRITE_BACK})
+
+
+def set_up_lapic(vcpu: Vcpu) -> None:
+    """Leave the boot vCPU's local APIC as firmware does: enabled, in virtual wire mode (Intel SDM
+    vol. 3A §11.5.1 "Local Vector Table"; MultiProcessor Specification 1.4 §3.6.2.2).
+
+    After the last vCPU was created: KVM finds the target of an IPI in a map that it only draws anew
+    when a local APIC's state changes, and a guest may send INIT before it changes anything.
+    """
+    lapic = vcpu.get_lapic()
+    for register, value in (
+        (LAPIC_SPURIOUS, LAPIC_ENABLED | 0xFF),
+        (LAPIC_LINT0, LAPIC_EXTINT),
+        (LAPIC_LINT1, LAPIC_NMI),
+    ):
+        lapic.regs[register : register + 4] = value.to_bytes(4, "little")
+    vcpu.set_lapic(lapic)
 
 
 def _set_flat_segments(sregs: Any, *, long: bool) -> None:
