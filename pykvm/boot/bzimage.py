@@ -47,7 +47,7 @@ def load(image: memoryview, memory: GuestMemory, spec: BootSpec, protocol: str) 
         except UnsupportedError as reason:
             if protocol != "bzimage":
                 raise
-            notes = (f"the guest decompresses its kernel itself, which takes longer: {reason}",)
+            notes = (f"{reason}; the guest will do it itself, which takes longer",)
         if kernel is not None:
             opened.enter_context(kernel)
         if protocol == "bzimage":

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
+NEEDS: Final = "KERNEL: to decompress its {} payload needs Python's {}"
 CHUNK: Final = 1 << 20
 LZMA_MEMORY: Final = 1 << 28  # an xz dictionary has at most 128 MiB in kernels
 ZSTD_WINDOW: Final = 1 << 27  # `zstd --ultra -22`
@@ -68,7 +69,7 @@ def _zstandard(data: memoryview, limit: int) -> bytes:
     try:
         import zstandard
     except ImportError:
-        raise UnsupportedError("zstd needs Python's zstandard: pip install zstandard") from None
+        raise UnsupportedError(NEEDS.format("zstd", "zstandard: pip install zstandard")) from None
     output = bytearray()
     with zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).stream_reader(data) as reader:
         while len(output) <= limit and (chunk := reader.read(CHUNK)):
@@ -84,7 +85,7 @@ def _lz4(data: memoryview, limit: int) -> bytes:
     try:
         from lz4 import block  # type: ignore[import-untyped]
     except ImportError:
-        raise UnsupportedError("lz4 needs Python's lz4: pip install lz4") from None
+        raise UnsupportedError(NEEDS.format("lz4", "lz4: pip install lz4")) from None
     output = bytearray()
     at = 4
     while at + 4 <= len(data) and len(output) <= limit:
@@ -108,7 +109,7 @@ def _lzo(data: memoryview, limit: int) -> bytes:
         import lzo  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise UnsupportedError(
-            "lzo needs Python's lzo: apt install python3-lzo, or pip install python-lzo"
+            NEEDS.format("lzo", "lzo: apt install python3-lzo, or pip install python-lzo")
         ) from None
 
     def number(at: int, size: int) -> int:
@@ -157,7 +158,8 @@ def decompress(data: memoryview, limit: int) -> bytes:
     """
     name = format_of(data)
     if name is None:
-        raise UnsupportedError(f"unknown compression (magic {bytes(data[:6]).hex(' ')})")
+        magic = bytes(data[:6]).hex(" ")
+        raise UnsupportedError(f"KERNEL: its payload is of unknown compression (magic {magic})")
     function = next(function for _, known, function in FORMATS if known == name)
     try:
         return function(data, limit)

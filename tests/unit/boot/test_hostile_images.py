@@ -46,6 +46,7 @@ specs = st.builds(
     mode=st.none() | st.sampled_from(CpuMode),
     load=st.none() | numbers,
     entry=st.none() | numbers,
+    stamp=st.just(""),  # of no file: the images here come and go
 )
 
 
