@@ -58,6 +58,7 @@ GUESTS = {
     "paging": "elf64",
     "ring3": "elf64",
     "exits": "elf64",
+    "virtqueue": "elf64",
     "triplefault": "flat-protected",
     "hang": "flat-real",
     "spin": "flat-long",

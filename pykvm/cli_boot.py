@@ -79,6 +79,15 @@ OPTIONS = (
         "stdio, none, pty, file:PATH or unix:PATH (default: stdio)",
         "stdio",
     ),
+    Option(
+        "--disk",
+        "FILE[,ro][,serial=TEXT][,cache=MODE]",
+        "a raw file or block device as the next virtio disk; MODE is writeback, none (O_DIRECT) "
+        "or unsafe (a flush does nothing)",
+        repeated=True,
+    ),
+    Option("--rng", "", "a virtio entropy source"),
+    Option("--transport", "NAME", "how virtio devices are reached (default: mmio)", "mmio"),
     Option("--timeout", "S", "end the guest after S seconds, with code 124"),
     Option(
         "--lab",
@@ -137,6 +146,9 @@ def run(args: Any) -> int:
         mode=_mode(args.mode),
         load=_number(args.load, "--load", _address),
         entry=_number(args.entry, "--entry", _address),
+        disks=_disks(args.disk),
+        rng=args.rng,
+        transport=args.transport,
     )
     return boot(config, args.serial, timeout)
 
@@ -207,6 +219,14 @@ def _protocol(name: str | None) -> str | None:
     if name is not None and name not in PROTOCOLS:
         raise ConfigError(f"--protocol: {name!r} is unknown; write one of {', '.join(PROTOCOLS)}")
     return name
+
+
+def _disks(specs: list[str]) -> tuple[Any, ...]:
+    if not specs:
+        return ()
+    from pykvm.virtio.config import parse_disk
+
+    return tuple(map(parse_disk, specs))
 
 
 def _mode(name: str | None) -> CpuMode | None:

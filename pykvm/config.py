@@ -11,11 +11,16 @@ import os
 from pykvm.boot.entry import CpuMode
 from pykvm.errors import ConfigError
 from pykvm.layout import GIB, KIB, MIB
-from pykvm.lean import Record
+from pykvm.lean import TYPE_CHECKING, Record
+
+if TYPE_CHECKING:
+    from pykvm.virtio.config import DiskConfig
 
 MEMORY_DEFAULT = 256 * MIB
 MEMORY_MIN = 1 * MIB
 CMDLINE_DEFAULT = "console=ttyS0 quiet panic=-1"
+
+TRANSPORTS = ("mmio",)
 
 _UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 
@@ -48,6 +53,9 @@ class MachineConfig(Record):
     mode: CpuMode | None = None  # flat binaries
     load: int | None = None  # flat binaries: gpa
     entry: int | None = None  # flat binaries: gpa
+    disks: tuple[DiskConfig, ...] = ()  # /dev/vda, /dev/vdb …
+    rng: bool = False  # a virtio entropy source
+    transport: str = "mmio"  # how virtio devices are reached: one of TRANSPORTS
 
     def __post_init__(self) -> None:
         if self.memory < MEMORY_MIN:
@@ -62,5 +70,9 @@ class MachineConfig(Record):
             )
         if self.cpus < 1:
             raise ConfigError(f"--cpus: {self.cpus} is less than 1; try --cpus 1")
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(
+                f"--transport: {self.transport!r} is unknown; write {' or '.join(TRANSPORTS)}"
+            )
         if "\0" in self.cmdline:
             raise ConfigError("--append: the command line contains a NUL byte; remove it")

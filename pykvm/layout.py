@@ -22,7 +22,7 @@ Reached from the boot loaders, `machine` and `acpi`; drawn for people in docs/ar
     0x0_0010_0000 ├───────────────────────────┤ the kernel, and the initrd at the top of low memory
                   │ low memory, up to 3 GiB   │
     0x0_c000_0000 ├───────────────────────────┤
-                  │ hole: MMIO, IOAPIC, LAPIC │
+                  │ hole: IOAPIC, LAPIC, MMIO │ virtio-mmio from 0xd000_0000
     0x1_0000_0000 ├───────────────────────────┤
                   │ high memory, the rest     │
                   └───────────────────────────┘
@@ -63,6 +63,8 @@ BIOS_ROM: Final = 0x000F_0000
 HIGH_MEMORY: Final = 0x0010_0000  # 1 MiB
 MMIO_HOLE: Final = 0xC000_0000  # low memory ends here at the latest (3 GiB)
 MMIO_HOLE_END: Final = 0x1_0000_0000  # high memory starts here (4 GiB)
+VIRTIO_MMIO: Final = 0xD000_0000  # with --transport mmio: one device a page
+VIRTIO_MMIO_SIZE: Final = 0x1000
 IOAPIC: Final = 0xFEC0_0000
 LAPIC: Final = 0xFEE0_0000
 IDENTITY_MAP: Final = 0xFFFB_C000  # KVM_SET_IDENTITY_MAP_ADDR: one page, VMX only
@@ -89,3 +91,5 @@ IRQ_KEYBOARD: Final = 1
 IRQ_COM1: Final = 4
 IRQ_RTC: Final = 8
 IRQ_SCI: Final = 9  # ACPI's interrupt, level, active high
+GSI_VIRTIO: Final = 16  # virtio device n has GSI 16 + n: the IOAPIC's pins above ISA's
+VIRTIO_COUNT: Final = 8  # as many devices as there are such pins

@@ -118,7 +118,7 @@ class Machine:
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         own.callback(os.close, self.wake_fd)
         self._add_devices()
-        acpi.place(self.memory, config.cpus)
+        acpi.place(self.memory, config.cpus, virtio_mmio=self._add_virtio())
         self.entry = boot.load(image.data, self.memory, spec, config.protocol)
         if self.entry.mode is CpuMode.REAL or self.entry.protocol == "multiboot":
             self._add_bios()
@@ -162,6 +162,14 @@ class Machine:
         add(layout.PORT_FW_CFG, 2, FwCfg(self.config.cpus, self.memory.size))
         add(layout.PORT_PM1A_EVENT, 6, self.power)
         add(layout.PORT_PCI_CONFIG, 8, ResetControl(self._on_reset))
+
+    def _add_virtio(self) -> tuple[tuple[int, int, int], ...]:
+        """The virtio devices asked for; returns where they are, for ACPI."""
+        if not (self.config.disks or self.config.rng):
+            return ()
+        from pykvm.virtio.attach import attach_mmio
+
+        return attach_mmio(self, self._c_bus, self._resources)
 
     def _add_bios(self) -> None:
         """The BIOS that real-mode guests call and multiboot guests know to have been there."""

@@ -1,0 +1,53 @@
+"""Puts a machine's virtio devices onto their transport.
+
+Reached from `machine`, only when a device was asked for. Read `mmio` and `pci` for what a transport
+is; where devices sit and which GSI they have is in `layout`.
+"""
+
+from __future__ import annotations
+
+from pykvm import layout
+from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING
+from pykvm.virtio.blk import Blk
+from pykvm.virtio.rng import Rng
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import ExitStack
+    from typing import Any
+
+    from pykvm.machine import Machine
+    from pykvm.virtio.device import VirtioDevice
+
+MmioPlace = tuple[int, int, int]  # gpa, size, GSI: what acpi.place() wants to know
+
+
+def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
+    """The devices that the configuration asks for, in the order the guest finds them."""
+    for disk in machine.config.disks:
+        yield Blk(machine.memory, disk)
+    if machine.config.rng:
+        yield Rng(machine.memory)
+
+
+def attach_mmio(machine: Machine, c_bus: Any, resources: ExitStack) -> tuple[MmioPlace, ...]:
+    """Put each device at an address of its own; `resources` close it with the machine."""
+    from pykvm.virtio.mmio import MmioTransport
+
+    places = []
+    for number, device in enumerate(devices_of(machine)):
+        resources.callback(device.close)
+        check_count(number)
+        gpa = layout.VIRTIO_MMIO + number * layout.VIRTIO_MMIO_SIZE
+        gsi = layout.GSI_VIRTIO + number
+        transport = MmioTransport(device, machine.vm, c_bus, gpa, gsi)
+        resources.callback(transport.close)
+        machine.mmio_bus.add(gpa, layout.VIRTIO_MMIO_SIZE, transport)
+        places.append((gpa, layout.VIRTIO_MMIO_SIZE, gsi))
+    return tuple(places)
+
+
+def check_count(number: int) -> None:
+    if number >= layout.VIRTIO_COUNT:
+        raise ConfigError(f"--disk: a machine has at most {layout.VIRTIO_COUNT} virtio devices")

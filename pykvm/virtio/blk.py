@@ -1,0 +1,202 @@
+"""The disk: what the driver is told of it. Its bytes move in csrc/virtio_blk.c.
+
+Reached from `attach`, one `Blk` for each ``--disk``. Source: virtio 1.2 §5.2 Block Device.
+
+How honest a flush is: with ``cache=writeback`` and ``none`` a flush is an fdatasync, and a write is
+durable at once (RWF_DSYNC) while the driver has the write cache off, or never asked for flushes.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import stat
+import struct
+
+from pykvm._core import ffi, lib
+from pykvm.errors import ConfigError, check
+from pykvm.lean import TYPE_CHECKING
+from pykvm.virtio.device import VirtioDevice
+from pykvm.virtio.queue import SIZE_MAX
+
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from pykvm.memory import GuestMemory
+    from pykvm.virtio.config import DiskConfig
+
+SECTOR: Final = 512
+PAGE: Final = 4096
+
+
+class BlkFeature(enum.IntFlag):
+    """§5.2.3 Feature bits: those that are offered."""
+
+    SEG_MAX = 1 << 2
+    RO = 1 << 5
+    BLK_SIZE = 1 << 6
+    FLUSH = 1 << 9
+    TOPOLOGY = 1 << 10
+    CONFIG_WCE = 1 << 11  # the driver may turn the write cache off and on
+    DISCARD = 1 << 13
+    WRITE_ZEROES = 1 << 14
+
+
+# §5.2.4 Device configuration layout, up to the write zeroes fields.
+CONFIG: Final = struct.Struct("<QIIHBBIBBHIBxHIIIIIB3x")
+assert CONFIG.size == 60
+WRITEBACK: Final = 32  # offset of the one byte the driver may write
+
+MAX_SEGMENTS: Final = 16  # of one discard or write zeroes: as csrc/virtio_blk.c takes
+MAX_CLEARED: Final = 1 << 22  # sectors of one segment: 2 GiB
+
+
+class Blk(VirtioDevice):
+    """A disk backed by a raw file or a block device, which is locked while it is in use.
+
+    Raises `ConfigError` when the file cannot be what was asked for.
+    """
+
+    device_id = 2
+
+    def __init__(self, memory: GuestMemory, config: DiskConfig) -> None:
+        self.name = f"disk {config.path}"
+        self.config = config
+        self._fd = _open(config)
+        try:
+            _lock(self._fd, config)
+            self.sectors = os.lseek(self._fd, 0, os.SEEK_END) // SECTOR
+            self.block_size = _block_size(self._fd) if config.cache == "none" else SECTOR
+            self._handle = self._create()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.features = BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE | BlkFeature.TOPOLOGY
+        self.features |= BlkFeature.FLUSH | BlkFeature.CONFIG_WCE
+        if config.read_only:
+            self.features |= BlkFeature.RO
+        else:
+            self.features |= BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES
+        self._writeback = True
+        super().__init__(memory)
+
+    def _create(self) -> Any:
+        out = ffi.new("struct pk_blk **")
+        options = {
+            "fd": self._fd,
+            "sectors": self.sectors,
+            "align": self.block_size if self.config.cache == "none" else 1,
+            "read_only": self.config.read_only,
+            "unsafe": self.config.cache == "unsafe",
+            "id": self.config.serial.encode().ljust(20, b"\0"),
+        }
+        check(lib.pk_blk_create(ffi.new("struct pk_blk_config *", options), out), "memory")
+        return out[0]
+
+    # ── configuration ────────────────────────────────────────────────────────────────────────
+
+    def read_config(self) -> bytes:
+        block = self.block_size // SECTOR
+        return CONFIG.pack(
+            self.sectors,
+            0,  # size_max: not offered
+            SIZE_MAX - 2,  # seg_max: a chain has a header and a status too
+            *(0, 0, 0),  # geometry: not offered
+            self.block_size,
+            *(0, 0, block, 0),  # topology: physical block, alignment, best and largest transfer
+            self._writeback,
+            1,  # num_queues
+            *(MAX_CLEARED, MAX_SEGMENTS, PAGE // SECTOR),  # discard, and its alignment
+            *(MAX_CLEARED, MAX_SEGMENTS, 1),  # write zeroes; it may unmap
+        )
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        if offset == WRITEBACK and len(data) == 1 and self.has_feature(BlkFeature.CONFIG_WCE):
+            self._set_writeback(bool(data[0]))
+
+    def _set_writeback(self, on: bool) -> None:
+        self._writeback = on
+        lib.pk_blk_set_writeback(self._handle, on)
+
+    # ── the data plane ───────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        # §5.2.6.2: a driver that cannot flush gets a disk that need not be flushed.
+        if not self.has_feature(BlkFeature.FLUSH):
+            self._set_writeback(False)
+        check(lib.pk_blk_start(self._handle, *self._c_args()), "a thread for a disk")
+
+    def stop(self) -> None:
+        lib.pk_blk_stop(self._handle)
+
+    def reset(self) -> None:
+        super().reset()
+        self._set_writeback(True)
+
+    def state(self) -> bytes:
+        return bytes([self._writeback]) + super().state()
+
+    def restore(self, state: bytes) -> None:
+        super().restore(state[1:])
+        self._set_writeback(bool(state[0]))
+
+    def close(self) -> None:
+        super().close()
+        if self._handle != ffi.NULL:
+            lib.pk_blk_destroy(self._handle)
+            self._handle = ffi.NULL
+            os.close(self._fd)
+
+
+# ── the file ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _open(config: DiskConfig) -> int:
+    flags = os.O_CLOEXEC | (os.O_RDONLY if config.read_only else os.O_RDWR)
+    if config.cache == "none":
+        flags |= os.O_DIRECT
+    try:
+        fd = os.open(config.path, flags)
+    except OSError as error:
+        hints = {
+            "EACCES": "; open it with ,ro or change its permissions",
+            "EROFS": "; open it with ,ro",
+            "EINVAL": "; its file system has no O_DIRECT: leave cache=none out",
+        }
+        import errno
+
+        hint = hints.get(errno.errorcode.get(error.errno or 0, ""), "")
+        raise ConfigError(f"--disk: {config.path}: {error.strerror}{hint}") from None
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        os.close(fd)
+        raise ConfigError(f"--disk: {config.path} is neither a file nor a block device")
+    return fd
+
+
+def _lock(fd: int, config: DiskConfig) -> None:
+    """One writer, or many readers: two guests that write to one disk destroy it."""
+    import fcntl
+
+    kind = fcntl.LOCK_SH if config.read_only else fcntl.LOCK_EX
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"--disk: {config.path} is in use by another machine; end it, or give both ,ro"
+        ) from None
+    except OSError:
+        return  # a file system without locks
+
+
+def _block_size(fd: int) -> int:
+    """What O_DIRECT transfers must be a multiple of, found by trying the smallest."""
+    import mmap
+
+    with mmap.mmap(-1, PAGE) as buffer, memoryview(buffer) as view:
+        try:
+            with view[SECTOR : 2 * SECTOR] as piece:
+                os.preadv(fd, [piece], SECTOR)
+        except OSError:
+            return PAGE
+    return SECTOR
