@@ -17,6 +17,7 @@ _start:
         xor     %ax, %ax
         mov     %ax, %ds
         mov     %ax, %es
+        sti                             /* a BIOS may have left interrupts on, or not */
         mov     $hello, %si
         call    print
 

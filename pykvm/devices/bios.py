@@ -81,12 +81,11 @@ class Call:
     si, di, bp = _Part("esi", 0, 16), _Part("edi", 0, 16), _Part("ebp", 0, 16)
 
     def __init__(self, frame: bytes = bytes(FRAME.size)) -> None:
-        for name, value in zip(FIELDS, FRAME.unpack(frame), strict=True):
-            setattr(self, name, value)
+        vars(self).update(zip(FIELDS, FRAME.unpack(frame), strict=True))
 
     def frame(self) -> bytes:
         """The bytes to write back."""
-        return FRAME.pack(*(getattr(self, name) for name in FIELDS))
+        return FRAME.pack(*vars(self).values())  # in the order of FIELDS
 
     def set_flag(self, flag: int, on: bool) -> None:
         self.flags = self.flags | flag if on else self.flags & ~flag
