@@ -150,11 +150,9 @@ class Machine:
         add = self.pio_bus.add
         add(layout.PORT_COM1, 8, self.serial)
         add(layout.PORT_I8042, 5, I8042(self._on_reset, line(layout.IRQ_KEYBOARD)))
-        add(
-            layout.PORT_RTC,
-            2,
-            Cmos(low, line(layout.IRQ_RTC), high_memory_size=self.memory.size - low),
-        )
+        clock = Cmos(low, line(layout.IRQ_RTC), high_memory_size=self.memory.size - low)
+        self._resources.callback(clock.close)
+        add(layout.PORT_RTC, 2, clock)
         add(layout.PORT_POST, 1, Post())
         add(layout.PORT_DEBUG_EXIT, 4, DebugExit(self._on_exit_code))
         add(layout.PORT_EXIT_CODE, 1, ExitCode(self._on_exit_code))
