@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from pykvm.errors import ConfigError, HostError
@@ -31,8 +31,10 @@ VIRTIOFSD: Final = (  # where distributions put it, which is seldom in PATH
     "/usr/lib/virtiofsd",
     "/usr/lib/qemu/virtiofsd",
 )
-CPUS_MAX: Final = 32  # each is a thread of QEMU: more than the host has only cost time
+CPUS_MAX: Final = 32
+CPUS_DEFAULT: Final = 4  # or as many as the host has: each is a thread of QEMU
 MEMORY_MIN_MIB: Final = 512
+MEMORY_DEFAULT_MIB: Final = 4096  # or half of what the host has
 
 # The host's / comes twice, by tag. In the first the lab asks once for what it has seen, which makes
 # programs start two to three times faster; but it does not notice what the host changes meanwhile.
@@ -52,12 +54,21 @@ CMDLINE: Final = (
 )
 
 
+def _default_cpus() -> int:
+    return min(CPUS_DEFAULT, len(os.sched_getaffinity(0)))
+
+
+def _default_memory_mib() -> int:
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    return max(MEMORY_MIN_MIB, min(MEMORY_DEFAULT_MIB, host // 2))
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What may be chosen about a lab."""
 
-    cpus: int = 2
-    memory_mib: int = 4096  # taken from the host as the lab touches it
+    cpus: int = field(default_factory=_default_cpus)
+    memory_mib: int = field(default_factory=_default_memory_mib)  # taken as the lab touches it
     kernel: str = KERNEL  # as `pykvm kernel fetch` takes it
 
     def __post_init__(self) -> None:
