@@ -34,7 +34,6 @@ BOOT_CS: Final = 0x10
 BOOT_DS: Final = 0x18
 TYPE_CODE: Final = 0xB  # execute/read, accessed
 TYPE_DATA: Final = 0x3  # read/write, accessed
-TYPE_BUSY_TSS: Final = 0xB
 
 MSR_MTRR_DEF_TYPE: Final = 0x2FF
 MTRR_ENABLE_WRITE_BACK: Final = 1 << 11 | 6
