@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from pykvm.errors import HostError
 from pykvm.lab import Lab, stop_kept
 from pykvm.lab.start import IDLE_S
 
+TEST_S = 600  # an emulated machine on a busy host is slow; the first test also fetches kernels
 XDIST_IDLE_S = 60.0  # no worker knows whether it is the last one: the lab ends by itself
 
 
@@ -36,3 +38,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
         if not xdist:
             stop_kept()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of this folder more time than `timeout` in pyproject.toml gives the others."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(TEST_S))
