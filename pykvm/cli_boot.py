@@ -15,7 +15,7 @@ from pykvm.boot.entry import CpuMode
 from pykvm.config import CMDLINE_DEFAULT, MEMORY_DEFAULT, MachineConfig, parse_size
 from pykvm.errors import ConfigError
 from pykvm.layout import MIB
-from pykvm.lean import TYPE_CHECKING
+from pykvm.lean import TYPE_CHECKING, signal
 from pykvm.options import Option, describe, parse
 
 if TYPE_CHECKING:
@@ -181,15 +181,13 @@ def _tell(outcome: Outcome) -> None:
 
 def _catch_signals(machine: Machine) -> None:
     """SIGINT, SIGTERM, SIGHUP: end the machine in order, with the code a shell would show."""
-    import signal
-
     from pykvm.outcome import Reason
 
     def end(number: int, _frame: object) -> None:
         machine.stop(Reason.SIGNAL, 128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, end)
 
 

@@ -1,21 +1,50 @@
 """What the modules that ``pykvm boot`` loads have in place of slow parts of the standard library.
 
-Reached from all of them. To import typing, dataclasses, re and argparse takes longer than to make a
-virtual machine and run its first instruction, so that way does without. mypy believes any name
-TYPE_CHECKING to be true, and sees the real classes: NamedTuple where `Record` stands.
+Reached from all of them. To import typing, enum, dataclasses, re and argparse takes longer than to
+make a virtual machine and run its first instruction, so that way does without. mypy believes any
+name TYPE_CHECKING to be true, and sees the real things: NamedTuple where `Record` stands.
 """
 
 from __future__ import annotations
 
-__all__ = ["TYPE_CHECKING", "IntEnum", "IntFlag", "Record"]
+__all__ = ["TYPE_CHECKING", "Enum", "IntEnum", "IntFlag", "Record", "signal"]
 
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from enum import IntEnum, IntFlag
+    import signal
+    from enum import Enum, IntEnum, IntFlag
     from typing import NamedTuple as Record
 else:
+    import _signal as signal  # signal itself, before it makes enums of its constants
     from operator import itemgetter
+
+    class _Members(type):
+        def __iter__(cls):
+            return iter(cls._members.values())
+
+    class Enum(metaclass=_Members):
+        """A fixed set of objects, each with a name and a value; found by value, iterable."""
+
+        def __init_subclass__(cls):
+            cls._members = {}
+            for name, value in list(vars(cls).items()):
+                if not name.startswith("_"):
+                    member = object.__new__(cls)
+                    member.name, member.value = name, value
+                    cls._members[value] = member
+                    setattr(cls, name, member)
+
+        def __new__(cls, value):
+            if value not in cls._members:
+                raise ValueError(f"{value!r} is not a {cls.__name__}")
+            return cls._members[value]
+
+        def __reduce__(self):
+            return type(self), (self.value,)
+
+        def __repr__(self):
+            return f"{type(self).__name__}.{self.name}"
 
     class IntFlag:
         """Names for bits: plain integers. enum's members are objects, each made at import."""

@@ -6,12 +6,10 @@ Reached from `machine.run`, handed to callers of the API and turned into the pro
 
 from __future__ import annotations
 
-import enum
-
-from pykvm.lean import Record
+from pykvm.lean import Enum, Record
 
 
-class Reason(enum.Enum):
+class Reason(Enum):
     """Why the machine stopped. The value is what reports and scripts read."""
 
     POWEROFF = "power-off"

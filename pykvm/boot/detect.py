@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LINUX_MAGIC: Final = b"HdrS"  # boot.rst, "header": in the setup header of a bzImage
 LINUX_MAGIC_OFFSET: Final = 0x202
 ELF_MAGIC: Final = b"\x7fELF"
+MULTIBOOT_MAGIC: Final = 0x1BADB002.to_bytes(4, "little")
+MULTIBOOT_SEARCH: Final = 8192  # §3.1.1: "contained completely within the first 8192 bytes"
 
 GO_FLAT: Final = "if it is a raw binary, say how to enter it: --mode real|protected|long"
 
@@ -55,10 +57,11 @@ def protocol(image: memoryview) -> str:
     """
     if is_bzimage(image):
         return "bzimage"
-    from pykvm.boot import multiboot
+    if MULTIBOOT_MAGIC in bytes(image[:MULTIBOOT_SEARCH]):
+        from pykvm.boot import multiboot
 
-    if multiboot.find_header(image):
-        return "multiboot"
+        if multiboot.find_header(image):
+            return "multiboot"
     if is_elf(image):
         from pykvm.boot import elf
 
@@ -85,6 +88,8 @@ def uncompressed(image: memoryview, memory: GuestMemory) -> memoryview:
 
     Raises `BootError`.
     """
+    if is_elf(image) or is_bzimage(image):
+        return image
     from pykvm.boot import payload
 
     if payload.format_of(image) is None:
@@ -94,7 +99,7 @@ def uncompressed(image: memoryview, memory: GuestMemory) -> memoryview:
 
 def _elf_protocol(kernel: elf.Elf) -> str:
     """multiboot was ruled out: a PVH note, or 64-bit Linux."""
-    from pykvm.boot import multiboot, pvh
+    from pykvm.boot import pvh
 
     has_pvh = pvh.entry_of(kernel) is not None
     if kernel.bits == 64:
@@ -103,6 +108,8 @@ def _elf_protocol(kernel: elf.Elf) -> str:
         return "pvh" if has_pvh and not pvh.is_linux(kernel) else "linux64"
     if has_pvh:
         return "pvh"
+    from pykvm.boot import multiboot
+
     if multiboot.is_multiboot2(kernel.image):
         raise BootError("KERNEL: multiboot 2 only; pykvm boots multiboot 1 (magic 0x1badb002)")
     raise BootError("KERNEL: a 32-bit ELF without a multiboot header or a PVH note: no known entry")

@@ -6,15 +6,13 @@ function `load(image, memory, spec) -> Entry` in a module of its own, named afte
 
 from __future__ import annotations
 
-import enum
-
-from pykvm.lean import TYPE_CHECKING, Record
+from pykvm.lean import TYPE_CHECKING, Enum, Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class CpuMode(enum.Enum):
+class CpuMode(Enum):
     """The processor mode at the guest's first instruction."""
 
     REAL = "real"  # 16-bit, segment registers given

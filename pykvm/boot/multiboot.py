@@ -12,7 +12,7 @@ import struct
 from pykvm import layout
 from pykvm.boot import elf
 from pykvm.boot.claims import Claims, page_align
-from pykvm.boot.detect import is_elf
+from pykvm.boot.detect import MULTIBOOT_MAGIC, MULTIBOOT_SEARCH, is_elf
 from pykvm.boot.e820 import memory_map
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.errors import BootError
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from pykvm.boot.entry import BootSpec
     from pykvm.memory import GuestMemory
 
-HEADER_MAGIC: Final = 0x1BADB002.to_bytes(4, "little")
-HEADER_SEARCH: Final = 8192  # §3.1.1: "contained completely within the first 8192 bytes"
 LOADER_MAGIC: Final = 0x2BADB002  # in EAX
 MULTIBOOT2_MAGIC: Final = 0xE85250D6.to_bytes(4, "little")
 MULTIBOOT2_SEARCH: Final = 32768
@@ -70,14 +68,14 @@ class Header(Record):
 
 def find_header(image: memoryview) -> Header | None:
     """Return the first header in the image's first 8 KiB whose checksum is right."""
-    head = bytes(image[:HEADER_SEARCH])
-    offset = head.find(HEADER_MAGIC)
+    head = bytes(image[:MULTIBOOT_SEARCH])
+    offset = head.find(MULTIBOOT_MAGIC)
     while 0 <= offset <= len(head) - HEADER.size:
         if offset % 4 == 0:
             magic, flags, checksum = HEADER.unpack_from(head, offset)
             if (magic + flags + checksum) & 0xFFFF_FFFF == 0:
                 return Header(offset, flags)
-        offset = head.find(HEADER_MAGIC, offset + 1)
+        offset = head.find(MULTIBOOT_MAGIC, offset + 1)
     return None
 
 

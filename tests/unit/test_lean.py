@@ -9,7 +9,7 @@ import _cffi_backend
 import pytest
 
 import pykvm
-from pykvm.lean import Record
+from pykvm.lean import Enum, IntFlag, Record
 
 
 class Point(Record):
@@ -57,8 +57,41 @@ def test_wrong_values_are_refused(values: tuple[int, ...], named: dict[str, int]
         Point(*values, **named)
 
 
+class Colour(Enum):
+    """An enumeration."""
+
+    RED = "red"
+    BLUE = "blue"
+
+
+class Bit(IntFlag):
+    """Flags."""
+
+    LOW = 1 << 0
+    HIGH = 1 << 7
+
+
+def test_members_have_a_name_and_a_value_and_are_found_by_it() -> None:
+    assert (Colour.RED.name, Colour.RED.value) == ("RED", "red")
+    assert Colour("blue") is Colour.BLUE
+    assert list(Colour) == [Colour.RED, Colour.BLUE]
+    with pytest.raises(ValueError, match="'green' is not a Colour"):
+        Colour("green")
+
+
+def test_there_is_one_of_each_member() -> None:
+    assert copy.deepcopy(Colour.RED) is Colour.RED
+    assert {Colour.RED: 1}[Colour("red")] == 1
+    assert repr(Colour.RED) == "Colour.RED"
+
+
+def test_flags_are_integers() -> None:
+    assert Bit.LOW | Bit.HIGH == 0x81
+    assert Bit(3) & Bit.LOW == 1
+
+
 def test_booting_loads_no_slow_modules() -> None:
-    slow = ("typing", "dataclasses", "re", "argparse", "inspect", "pathlib", "subprocess")
+    slow = ("typing", "enum", "dataclasses", "re", "argparse", "inspect", "pathlib", "subprocess")
     # -S: what site and other packages' .pth files import is not ours.
     folders = [str(Path(file).parent) for file in (_cffi_backend.__file__, pykvm.__path__[0])]
     code = f"import sys; sys.path[:0] = {folders}; import pykvm.cli_boot, pykvm.machine; "
