@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from pykvm.errors import HostError
 from pykvm.lab.client import CHUNK, Connection, exec_frame, exit_code
 from pykvm.lab.wire import U32, WINDOW, WINSIZE, ExecFlags, Frame, Kind
 
@@ -140,10 +141,12 @@ class _Pump:
         data = self._unwritten[fd].popleft()
         try:
             size = os.write(fd, data[: select.PIPE_BUF])
-        except OSError:  # nobody reads it any more: the command is to meet that itself
+        except BrokenPipeError:  # nobody reads it any more: the command is to meet that itself
             self._unwritten[fd].clear()
             self._connection.send(Kind.CLOSE, fd)
             return
+        except OSError as error:
+            raise HostError(f"writing to file descriptor {fd}: {error.strerror}") from error
         if size < len(data):
             self._unwritten[fd].appendleft(data[size:])
         self._connection.took(fd, size)

@@ -6,6 +6,7 @@ import os
 import pty
 import random
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -111,6 +112,28 @@ def test_large_output_arrives_whole() -> None:
 
 def test_stdin_that_nobody_reads_does_no_harm() -> None:
     assert pykvm_lab(["true"], input=bytes(8 << 20)).returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_stream_that_is_closed_is_an_empty_one(closed: str) -> None:
+    command = shlex.join([*PYKVM_LAB, "--", *sh("cat; exit 6")])
+    done = subprocess.run(
+        sh(f"{command} {closed}"), stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False
+    )
+    assert done.returncode == 6
+
+
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*PYKVM_LAB, "--", "echo", "lost"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=LIMIT_S,
+            check=False,
+        )
+    assert done.returncode == 125
+    assert b"No space left on device" in done.stderr
 
 
 def test_command_whose_output_nobody_reads_meets_sigpipe() -> None:
