@@ -136,7 +136,7 @@ def run(args: Any) -> int:
         raise ConfigError(f"{problem}; put 'pykvm lab --' in front of the command, or add --lab")
     config = MachineConfig(
         kernel=kernel,
-        initrd=_initrds(args, command, linux),
+        initrd=_initrds(args, kernel, command, linux),
         modules=tuple(args.module),
         cmdline=args.append if args.append is not None else CMDLINE_DEFAULT if linux else "",
         memory=parse_size(args.memory),
@@ -234,7 +234,7 @@ def _mode(name: str | None) -> CpuMode | None:
         raise ConfigError(f"--mode: {name!r} is unknown; write real, protected or long") from None
 
 
-def _initrds(args: Any, command: list[str], linux: bool) -> tuple[str | bytes, ...]:
+def _initrds(args: Any, kernel: str, command: list[str], linux: bool) -> tuple[str | bytes, ...]:
     """The user's initrds, or pykvm's own with `command` in it."""
     if args.initrd:
         if command or args.add:
@@ -253,8 +253,27 @@ def _initrds(args: Any, command: list[str], linux: bool) -> tuple[str | bytes, .
     files: dict[str, Any] = {}
     for spec in args.add:
         files |= host_files(spec)
+    files |= _modules(args, kernel)
     with open(path("init"), "rb") as init:
         return (build(init.read(), files, argv=command),)
+
+
+def _modules(args: Any, kernel: str) -> dict[str, bytes]:
+    """The modules that the guest needs for the devices asked for, if the kernel has a tree."""
+    if not (args.disk or args.rng):
+        return {}
+    from pathlib import Path
+
+    from pykvm.boot import modules
+    from pykvm.boot.kernels import kernel_at
+
+    tree = kernel_at(Path(kernel)).modules
+    if tree is None:
+        return {}
+    names = [modules.TRANSPORTS.get(args.transport, "")]
+    names += modules.DISK if args.disk else ()
+    names += modules.RNG if args.rng else ()
+    return modules.initrd_files(tree, names)
 
 
 def is_linux(kernel: str) -> bool:
