@@ -53,5 +53,5 @@ def test_a_module_that_is_listed_and_missing_is_an_error(tree: Path) -> None:
 
 
 def test_a_tree_without_a_list_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(BootError, match="modules.order"):
+    with pytest.raises(BootError, match=r"modules\.order"):
         initrd_files(tmp_path, ["disk"])
