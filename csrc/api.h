@@ -31,6 +31,17 @@ int pk_vm_map(int vm_fd, const struct pk_mem *mem, uint32_t flags);
 /* Raise (1) or lower (0) an interrupt line of the in-kernel irqchip. */
 int pk_vm_irq_line(int vm_fd, uint32_t gsi, int level);
 
+#define PK_MESSAGES_MAX 128
+
+/* A GSI that stands for a message-signalled interrupt. */
+struct pk_message {
+    uint32_t gsi; /* from 24 on: below are the pins of the PICs and the IOAPIC */
+    uint32_t data;
+    uint64_t address;
+};
+/* Route the pins as KVM does by default, and these messages beside them; no others any more. */
+int pk_vm_set_messages(int vm_fd, const struct pk_message *messages, uint32_t num);
+
 /* ── bus.c: the devices that C answers itself ───────────────────────────────────────────────── */
 
 enum pk_space { PK_PIO = 0, PK_MMIO = 1 };

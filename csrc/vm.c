@@ -6,7 +6,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
+
+enum { PIC_PINS = 16, IOAPIC_PINS = 24 };
 
 int pk_open_kvm(const char *path)
 {
@@ -52,4 +55,42 @@ int pk_vm_irq_line(int vm_fd, uint32_t gsi, int level)
 {
     struct kvm_irq_level line = {.irq = gsi, .level = level != 0};
     return pk_ioctl(vm_fd, KVM_IRQ_LINE, &line);
+}
+
+static struct kvm_irq_routing_entry pin_route(uint32_t gsi, uint32_t irqchip, uint32_t pin)
+{
+    return (struct kvm_irq_routing_entry){
+        .gsi = gsi,
+        .type = KVM_IRQ_ROUTING_IRQCHIP,
+        .u.irqchip = {.irqchip = irqchip, .pin = pin},
+    };
+}
+
+int pk_vm_set_messages(int vm_fd, const struct pk_message *messages, uint32_t num)
+{
+    if (num > PK_MESSAGES_MAX)
+        return -EINVAL;
+    struct kvm_irq_routing *table =
+        calloc(1, sizeof(*table) + (PIC_PINS + IOAPIC_PINS + num) * sizeof(table->entries[0]));
+    if (table == NULL)
+        return -ENOMEM;
+    struct kvm_irq_routing_entry *entry = table->entries;
+    /* As Linux arch/x86/kvm/irq_comm.c, default_routing: the table replaces that one. */
+    for (uint32_t gsi = 0; gsi < IOAPIC_PINS; gsi++)
+        *entry++ = pin_route(gsi, KVM_IRQCHIP_IOAPIC, gsi);
+    for (uint32_t gsi = 0; gsi < PIC_PINS; gsi++)
+        *entry++ =
+            pin_route(gsi, gsi < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE, gsi % 8);
+    for (uint32_t i = 0; i < num; i++)
+        *entry++ = (struct kvm_irq_routing_entry){
+            .gsi = messages[i].gsi,
+            .type = KVM_IRQ_ROUTING_MSI,
+            .u.msi = {.address_lo = (uint32_t)messages[i].address,
+                      .address_hi = (uint32_t)(messages[i].address >> 32),
+                      .data = messages[i].data},
+        };
+    table->nr = (uint32_t)(entry - table->entries);
+    int result = pk_ioctl(vm_fd, KVM_SET_GSI_ROUTING, table);
+    free(table);
+    return result;
 }

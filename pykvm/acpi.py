@@ -11,7 +11,8 @@ Section numbers are those of the ACPI Specification 6.5.
                    └─ MADT            (local APICs, IOAPIC, overrides)
 
 Left out on purpose: the PM timer (kvmclock and the TSC are better, and each read would be an exit),
-GPE blocks (no event uses one), HPET (KVM has none), MCFG (no PCI), a sleep button.
+GPE blocks (no event uses one), HPET (KVM has none), MCFG (PCI configuration goes through its two
+ports), a sleep button.
 """
 
 from __future__ import annotations
@@ -110,12 +111,13 @@ def build(
     apic_ids: Sequence[int] | None = None,
     serial: Sequence[tuple[int, int]] = ((layout.PORT_COM1, layout.IRQ_COM1),),
     virtio_mmio: Sequence[tuple[int, int, int]] = (),
+    pci: Sequence[tuple[int, int]] | None = None,
 ) -> bytes:
     """Return all tables as they lie at `layout.ACPI_TABLES`, the RSDP first.
 
     `apic_ids` has one id a CPU (default: 0, 1, 2 …), `serial` a (port, irq) a UART, `virtio_mmio` a
-    (gpa, size, gsi) a device. Raises `ConfigError` when the tables outgrow their room, at some
-    1400 CPUs.
+    (gpa, size, gsi) a device, `pci` a (slot, gsi) a device on a PCI bus, which None leaves out.
+    Raises `ConfigError` when the tables outgrow their room, at some 1400 CPUs.
     """
     ids = range(cpus) if apic_ids is None else apic_ids
     blob = bytearray(RSDP.size)
@@ -127,7 +129,7 @@ def build(
         return gpa
 
     facs = put(FACS.pack(b"FACS", FACS.size, 0, 0, 0, 0, 0, 2), align=64)
-    dsdt = put(_dsdt(cpus, serial, virtio_mmio))
+    dsdt = put(_dsdt(cpus, serial, virtio_mmio, pci))
     tables = (put(_fadt(facs, dsdt)), put(_madt(ids)))
     # The RSDT repeats the XSDT for readers that know ACPI 1.0 only, as many small kernels do.
     rsdt = put(table(b"RSDT", 1, struct.pack("<2I", *tables)))
@@ -149,9 +151,10 @@ def place(
     apic_ids: Sequence[int] | None = None,
     serial: Sequence[tuple[int, int]] = ((layout.PORT_COM1, layout.IRQ_COM1),),
     virtio_mmio: Sequence[tuple[int, int, int]] = (),
+    pci: Sequence[tuple[int, int]] | None = None,
 ) -> int:
     """Write the tables into guest memory; return the gpa of the RSDP. Arguments as in `build()`."""
-    blob = build(cpus, apic_ids=apic_ids, serial=serial, virtio_mmio=virtio_mmio)
+    blob = build(cpus, apic_ids=apic_ids, serial=serial, virtio_mmio=virtio_mmio, pci=pci)
     memory.write(layout.ACPI_TABLES, blob)
     return layout.ACPI_TABLES
 
@@ -233,6 +236,7 @@ def _dsdt(
     cpus: int,
     serial: Sequence[tuple[int, int]],
     virtio_mmio: Sequence[tuple[int, int, int]],
+    pci: Sequence[tuple[int, int]] | None,
 ) -> bytes:
     """§5.2.11.1 Differentiated System Description Table (DSDT): names and resources, no methods."""
     sleep_type = aml.integer(SLP_TYP_S5)
@@ -278,4 +282,33 @@ def _dsdt(
         )
         for number, (gpa, size, gsi) in enumerate(virtio_mmio)
     ]
+    if pci is not None:
+        devices.append(_pci_bridge(pci))
     return table(b"DSDT", 2, s5 + aml.scope("_SB", *devices))
+
+
+def _pci_bridge(devices: Sequence[tuple[int, int]]) -> bytes:
+    """The PCI bus: where its devices' registers may lie, and where their INTA# pins lead.
+
+    §6.2.13 _PRT (PCI Routing Table): (slot << 16 | any function, pin A, no link device, GSI).
+    """
+    zero = aml.integer(0)
+    routes = [
+        aml.package(aml.integer(slot << 16 | 0xFFFF), zero, zero, aml.integer(gsi))
+        for slot, gsi in devices
+    ]
+    return aml.device(
+        "PCI0",
+        aml.name("_HID", aml.eisa_id("PNP0A03")),
+        aml.name("_UID", zero),
+        aml.name("_BBN", zero),
+        aml.name(
+            "_CRS",
+            aml.resources(
+                aml.bus_numbers(0, 0),
+                aml.io(layout.PORT_PCI_CONFIG, 8),
+                aml.window(layout.PCI_MMIO, layout.PCI_MMIO_SIZE),
+            ),
+        ),
+        aml.name("_PRT", aml.package(*routes)),
+    )

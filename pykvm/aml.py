@@ -104,3 +104,17 @@ def memory(gpa: int, size: int) -> bytes:
     # Flags: consumer, positive decode, minimum and maximum fixed; then uncached read-write memory.
     header = struct.pack("<BHBBB", 0x8A, 43, 0, 0b1101, 1)
     return header + struct.pack("<QQQQQ", 0, gpa, gpa + size - 1, 0, size)
+
+
+def bus_numbers(first: int, last: int) -> bytes:
+    """The buses below a bridge (§6.4.3.5.3 Word Address Space Descriptor, type 2)."""
+    # Flags: producer, positive decode, minimum and maximum fixed.
+    header = struct.pack("<BHBBB", 0x88, 13, 2, 0b1100, 0)
+    return header + struct.pack("<HHHHH", 0, first, last, 0, last - first + 1)
+
+
+def window(gpa: int, size: int) -> bytes:
+    """Memory that a bridge hands down (§6.4.3.5.2 DWord Address Space Descriptor, type 0)."""
+    # Flags: producer, positive decode, minimum and maximum fixed; then uncached read-write memory.
+    header = struct.pack("<BHBBB", 0x87, 23, 0, 0b1100, 1)
+    return header + struct.pack("<IIIII", 0, gpa, gpa + size - 1, 0, size)

@@ -87,7 +87,7 @@ OPTIONS = (
         repeated=True,
     ),
     Option("--rng", "", "a virtio entropy source"),
-    Option("--transport", "NAME", "how virtio devices are reached (default: mmio)", "mmio"),
+    Option("--transport", "NAME", "how virtio devices are reached: pci (default) or mmio", "pci"),
     Option("--timeout", "S", "end the guest after S seconds, with code 124"),
     Option(
         "--lab",

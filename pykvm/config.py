@@ -20,7 +20,7 @@ MEMORY_DEFAULT = 256 * MIB
 MEMORY_MIN = 1 * MIB
 CMDLINE_DEFAULT = "console=ttyS0 quiet panic=-1"
 
-TRANSPORTS = ("mmio",)
+TRANSPORTS = ("pci", "mmio")
 
 _UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 
@@ -55,7 +55,7 @@ class MachineConfig(Record):
     entry: int | None = None  # flat binaries: gpa
     disks: tuple[DiskConfig, ...] = ()  # /dev/vda, /dev/vdb …
     rng: bool = False  # a virtio entropy source
-    transport: str = "mmio"  # how virtio devices are reached: one of TRANSPORTS
+    transport: str = "pci"  # how virtio devices are reached: one of TRANSPORTS
 
     def __post_init__(self) -> None:
         if self.memory < MEMORY_MIN:

@@ -17,6 +17,7 @@ from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import GuestMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Self
 
 CPUID_ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
@@ -167,6 +168,14 @@ class Vm:
             {"datamatch": datamatch or 0, "addr": addr, "len": size, "fd": eventfd, "flags": flags},
         )
         self.ioctl(lib.KVM_IOEVENTFD, event, "KVM_IOEVENTFD")
+
+    def set_messages(self, messages: Mapping[int, tuple[int, int]]) -> None:
+        """Let GSIs stand for message-signalled interrupts: GSI, from 24 on, to (address, data)."""
+        table = ffi.new(
+            "struct pk_message[]",
+            [{"gsi": g, "address": a, "data": d} for g, (a, d) in messages.items()],
+        )
+        check(lib.pk_vm_set_messages(self.fd, table, len(messages)), "KVM_SET_GSI_ROUTING")
 
     def get_clock(self) -> Any:
         """The kvmclock: a `struct kvm_clock_data`."""

@@ -22,7 +22,8 @@ Reached from the boot loaders, `machine` and `acpi`; drawn for people in docs/ar
     0x0_0010_0000 ├───────────────────────────┤ the kernel, and the initrd at the top of low memory
                   │ low memory, up to 3 GiB   │
     0x0_c000_0000 ├───────────────────────────┤
-                  │ hole: IOAPIC, LAPIC, MMIO │ virtio-mmio from 0xd000_0000
+                  │ hole: IOAPIC, LAPIC, MMIO │ PCI BARs from 0xc000_0000,
+                  │                           │ virtio-mmio from 0xd000_0000
     0x1_0000_0000 ├───────────────────────────┤
                   │ high memory, the rest     │
                   └───────────────────────────┘
@@ -63,6 +64,8 @@ BIOS_ROM: Final = 0x000F_0000
 HIGH_MEMORY: Final = 0x0010_0000  # 1 MiB
 MMIO_HOLE: Final = 0xC000_0000  # low memory ends here at the latest (3 GiB)
 MMIO_HOLE_END: Final = 0x1_0000_0000  # high memory starts here (4 GiB)
+PCI_MMIO: Final = 0xC000_0000  # with --transport pci: where BARs may lie
+PCI_MMIO_SIZE: Final = 256 * MIB
 VIRTIO_MMIO: Final = 0xD000_0000  # with --transport mmio: one device a page
 VIRTIO_MMIO_SIZE: Final = 0x1000
 IOAPIC: Final = 0xFEC0_0000
@@ -83,7 +86,7 @@ PORT_EXIT_CODE: Final = 0x5F8  # pykvm's own: a byte written here ends the machi
 PORT_PM1A_EVENT: Final = 0x600  # ACPI PM1a status and enable, 4 bytes
 PORT_PM1A_CONTROL: Final = 0x604  # ACPI PM1a control, 2 bytes
 PORT_BIOS_CALL: Final = 0x6F0  # a BIOS stub writes SS:SP here; the call lies there, 4 bytes
-PORT_PCI_CONFIG: Final = 0xCF8  # PCI configuration address and data (no PCI yet: all ones)
+PORT_PCI_CONFIG: Final = 0xCF8  # PCI configuration address and data
 PORT_RESET: Final = 0xCF9  # reset control register (inside the PCI range)
 
 # ── interrupts (GSI = ISA IRQ below 16) ──────────────────────────────────────────────────────
@@ -93,3 +96,4 @@ IRQ_RTC: Final = 8
 IRQ_SCI: Final = 9  # ACPI's interrupt, level, active high
 GSI_VIRTIO: Final = 16  # virtio device n has GSI 16 + n: the IOAPIC's pins above ISA's
 VIRTIO_COUNT: Final = 8  # as many devices as there are such pins
+GSI_MESSAGES: Final = 24  # GSIs from here on stand for messages (MSI-X), one a vector

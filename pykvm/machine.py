@@ -118,7 +118,7 @@ class Machine:
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         own.callback(os.close, self.wake_fd)
         self._add_devices()
-        acpi.place(self.memory, config.cpus, virtio_mmio=self._add_virtio())
+        acpi.place(self.memory, config.cpus, **self._add_virtio())
         self.entry = boot.load(image.data, self.memory, spec, config.protocol)
         if self.entry.mode is CpuMode.REAL or self.entry.protocol == "multiboot":
             self._add_bios()
@@ -159,15 +159,17 @@ class Machine:
         add(layout.PORT_PVPANIC, 1, PvPanic(self._on_panic_event))
         add(layout.PORT_FW_CFG, 2, FwCfg(self.config.cpus, self.memory.size))
         add(layout.PORT_PM1A_EVENT, 6, self.power)
-        add(layout.PORT_PCI_CONFIG, 8, ResetControl(self._on_reset))
 
-    def _add_virtio(self) -> tuple[tuple[int, int, int], ...]:
-        """The virtio devices asked for; returns where they are, for ACPI."""
+    def _add_virtio(self) -> dict[str, Any]:
+        """The virtio devices asked for, and a PCI bus if they are on one; returns where they are,
+        as `acpi.place` wants it."""
+        reset = ResetControl(self._on_reset)
         if not (self.config.disks or self.config.rng):
-            return ()
-        from pykvm.virtio.attach import attach_mmio
+            self.pio_bus.add(layout.PORT_PCI_CONFIG, 8, reset)
+            return {}
+        from pykvm.virtio.attach import attach
 
-        return attach_mmio(self, self._c_bus, self._resources)
+        return attach(self, self._c_bus, self._resources, reset)
 
     def _add_bios(self) -> None:
         """The BIOS that real-mode guests call and multiboot guests know to have been there."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pykvm import layout
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
+from pykvm.pci import PciBus
 from pykvm.virtio.blk import Blk
 from pykvm.virtio.rng import Rng
 
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from typing import Any
 
+    from pykvm.devices.base import Device
     from pykvm.machine import Machine
     from pykvm.virtio.device import VirtioDevice
 
-MmioPlace = tuple[int, int, int]  # gpa, size, GSI: what acpi.place() wants to know
+MmioPlace = tuple[int, int, int]  # gpa, size, GSI: what acpi.place() wants to know,
+PciPlace = tuple[int, int]  # and slot, GSI
 
 
 def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
@@ -31,14 +34,30 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
         yield Rng(machine.memory)
 
 
-def attach_mmio(machine: Machine, c_bus: Any, resources: ExitStack) -> tuple[MmioPlace, ...]:
-    """Put each device at an address of its own; `resources` close it with the machine."""
+def attach(
+    machine: Machine, c_bus: Any, resources: ExitStack, reset_control: Device
+) -> dict[str, Any]:
+    """Add the devices asked for; `resources` close them with the machine.
+
+    `reset_control` gets port 0xCF9, in the middle of PCI's. Returns what `acpi.place` is told.
+    """
+    if machine.config.transport == "mmio":
+        machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, reset_control)
+        return {"virtio_mmio": _attach_mmio(machine, c_bus, resources)}
+    bus = PciBus(reset_control)
+    machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, bus.ports)
+    machine.mmio_bus.add(layout.PCI_MMIO, layout.PCI_MMIO_SIZE, bus.window)
+    return {"pci": _attach_pci(machine, resources, bus)}
+
+
+def _attach_mmio(machine: Machine, c_bus: Any, resources: ExitStack) -> tuple[MmioPlace, ...]:
+    """Put each device at an address of its own."""
     from pykvm.virtio.mmio import MmioTransport
 
     places = []
     for number, device in enumerate(devices_of(machine)):
         resources.callback(device.close)
-        check_count(number)
+        _check_count(number)
         gpa = layout.VIRTIO_MMIO + number * layout.VIRTIO_MMIO_SIZE
         gsi = layout.GSI_VIRTIO + number
         transport = MmioTransport(device, machine.vm, c_bus, gpa, gsi)
@@ -48,6 +67,22 @@ def attach_mmio(machine: Machine, c_bus: Any, resources: ExitStack) -> tuple[Mmi
     return tuple(places)
 
 
-def check_count(number: int) -> None:
+def _attach_pci(machine: Machine, resources: ExitStack, bus: PciBus) -> tuple[PciPlace, ...]:
+    """Put each device into a slot of its own."""
+    from pykvm.virtio.msix import Messages
+    from pykvm.virtio.pci import PciTransport
+
+    messages = Messages(machine.vm, layout.GSI_MESSAGES)
+    places = []
+    for number, device in enumerate(devices_of(machine)):
+        resources.callback(device.close)
+        _check_count(number)
+        transport = PciTransport(device, messages, layout.GSI_VIRTIO + number)
+        resources.callback(transport.close)
+        places.append((bus.add(transport), transport.gsi))
+    return tuple(places)
+
+
+def _check_count(number: int) -> None:
     if number >= layout.VIRTIO_COUNT:
         raise ConfigError(f"--disk: a machine has at most {layout.VIRTIO_COUNT} virtio devices")

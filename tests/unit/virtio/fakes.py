@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from pykvm._core import lib
+from pykvm.errors import KvmError
 from pykvm.virtio.device import VirtioDevice
 
 
@@ -36,7 +38,8 @@ class FakeVm:
         assign: bool = True,
     ) -> None:
         if assign:
-            assert (addr, datamatch) not in self.ioeventfds
+            if (addr, datamatch) in self.ioeventfds:
+                raise KvmError("KVM_IOEVENTFD", errno.EEXIST)
             self.ioeventfds[addr, datamatch] = eventfd
         else:
             assert self.ioeventfds.pop((addr, datamatch)) == eventfd
