@@ -92,18 +92,18 @@ class Lab:
         says, and ends when nobody has used it for `idle_s` seconds.
         """
         self._spec = spec or Spec()
-        self._keep = keep
+        self.kept = keep
         self._idle_s = idle_s
         self._control: socket.socket | None = None  # a private lab's, and its process
         self._supervisor: subprocess.Popen[bytes] | None = None
 
     def runs(self) -> bool:
         """Tell whether there is no need to `start` it."""
-        return self._control is not None or (self._keep and is_kept())
+        return self._control is not None or (self.kept and is_kept())
 
     def start(self, progress: Progress | None = None, note: Note | None = None) -> None:
         """Return when the lab is ready. Raises `HostError` when this host cannot have one."""
-        if self._keep:
+        if self.kept:
             start_kept(self._spec, self._idle_s, progress, note)
         else:
             plan = Plan.make(self._spec, progress, note)
@@ -131,7 +131,7 @@ class Lab:
 
     def connect(self) -> Connection:
         """Return a connection to the lab that is ready for EXEC. Raises `LabEndedError`."""
-        if self._keep:
+        if self.kept:
             ours = connect_kept()
         elif self._control is not None:
             ours, theirs = socket.socketpair()
