@@ -17,7 +17,7 @@ python_path = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("
 DEMO_NEEDS := gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-system-x86 \
               $(call python_path,include)/Python.h=python3-dev \
               $(call python_path,stdlib)/ensurepip/__init__.py=python3-venv
-TEST_NEEDS := clang=clang clang-format=clang-format iasl=acpica-tools cpio=cpio git=git
+TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git
 
 .PHONY: demo test clean host-for-demo host-for-test
 
@@ -28,7 +28,7 @@ test: .venv/for-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/pytest -n 2 --ignore=tests/linux
 	$(BIN)/pytest tests/linux
 
