@@ -95,7 +95,7 @@ HANDLER invalid_opcode(struct frame *frame)
     }
     if (!calls)
         say("note: this KVM turns INT 0x80 into #UD\n");
-    /* Volatile: gcc 14 takes the frame to end with this function, so that no store to it matters. */
+    /* Volatile: to gcc 14 the frame ends with this function, and no store to it matters. */
     ((volatile struct frame *)frame)->rip += 2;
     calls++;
 }
