@@ -121,6 +121,7 @@ class Lab:
         if self._control is not None and self._supervisor is not None:
             self._control.close()
             self._supervisor.wait()
+            self._control = None
 
     def __enter__(self) -> Lab:
         self.start()
@@ -174,13 +175,13 @@ class Lab:
             connection.send_packed(exec_frame(argv, cwd, env, writable))
             stdin_open = True
             while True:
-                while stdin_open and (credit or not rest):
-                    part = rest[: min(credit, CHUNK)]
-                    connection.send(Kind.DATA if part else Kind.CLOSE, 0, bytes(part))
-                    rest, credit, stdin_open = rest[len(part) :], credit - len(part), bool(part)
                 try:
                     if deadline is not None:
                         connection.socket.settimeout(max(1e-3, deadline - monotonic()))
+                    while stdin_open and (credit or not rest):
+                        part = rest[: min(credit, CHUNK)]
+                        connection.send(Kind.DATA if part else Kind.CLOSE, 0, bytes(part))
+                        rest, credit, stdin_open = rest[len(part) :], credit - len(part), bool(part)
                     frames = connection.receive()
                 except TimeoutError:
                     streams = bytes(output[1]), bytes(output[2])
