@@ -1,7 +1,7 @@
 """What the benchmarks share: rounds that interleave the rivals, a table, bars, the C floor.
 
 Reached from every script of bench/. A machine is never quiet, so only figures of one run are
-compared: each round takes every rival once, in turn, and a ratio is the median of the rounds' own.
+compared: each round takes every rival once, in turn, and a ratio is that of the medians.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ def interleaved(
 
 def ratio(samples: Samples, one: str, other: str) -> float:
     """How many times `other` `one` is."""
-    return median(a / b for a, b in zip(samples[one], samples[other], strict=True))
+    return median(samples[one]) / median(samples[other])
 
 
 def difference(samples: Samples, one: str, other: str) -> float:
     """How much more than `other` `one` is."""
-    return median(a - b for a, b in zip(samples[one], samples[other], strict=True))
+    return median(samples[one]) - median(samples[other])
 
 
 def table(title: str, samples: Samples, reference: str) -> None:

@@ -1,12 +1,13 @@
 /* The floor: what the same work costs with nothing but the ioctls. bench/measure.py compiles it.
  *
  *     floor exits GUEST SIZE     ns from mark to mark, 25 times (exits.S)
- *     floor create GUEST SIZE    ns to make a machine up to its first exit, then ns to destroy it
+ *     floor create GUEST SIZE    ns to make a machine up to its first exit, then ns to destroy it;
+ *                                a fourth argument is a rest before it, in microseconds
  *     floor start GUEST SIZE     print what the guest writes to COM1 until it writes to 0xf4
  *
  * GUEST is a flat binary, entered at 1 MiB in 32-bit protected mode, paging off; SIZE its memory in
  * bytes. The machine is the one that pykvm makes: memfd memory, one memslot, in-kernel irqchip and
- * PIT, one vCPU with KVM's CPUID, memory types, segments and registers set.
+ * PIT, one vCPU with KVM's CPUID, memory types, segments, registers and local APIC set.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -98,6 +99,9 @@ static void create_vcpu(struct machine *m)
     CALL(m->vcpu, KVM_SET_SREGS, &sregs);
     struct kvm_regs regs = {.rip = ENTRY, .rsp = 0x9000, .rflags = 2};
     CALL(m->vcpu, KVM_SET_REGS, &regs);
+    struct kvm_lapic_state lapic;
+    CALL(m->vcpu, KVM_GET_LAPIC, &lapic);
+    CALL(m->vcpu, KVM_SET_LAPIC, &lapic);
 }
 
 static void create(struct machine *m, const uint8_t *guest, size_t guest_size, uint64_t size)
@@ -178,8 +182,8 @@ int main(int argc, char **argv)
     struct machine m;
     int warm = 0; /* create: the second machine of the process is measured, as in create.py */
 
-    if (argc != 4)
-        errx(125, "usage: floor exits|create|start GUEST SIZE");
+    if (argc < 4)
+        errx(125, "usage: floor exits|create|start GUEST SIZE [REST]");
     int fd = open(argv[2], O_RDONLY);
     ssize_t guest_size = read(fd, guest, sizeof(guest));
     if (guest_size <= 0)
@@ -203,5 +207,6 @@ int main(int argc, char **argv)
             return 0;
         }
         warm = 1;
+        usleep(argc > 4 ? (useconds_t)strtoul(argv[4], NULL, 0) : 0);
     }
 }
