@@ -24,25 +24,25 @@ static struct pk_mem memory;
 static struct pk_virtq queue;
 static uint16_t made_available;
 
-static void put16(uint64_t gpa, uint16_t value)
+static inline void put16(uint64_t gpa, uint16_t value)
 {
     /* Release: as a driver's barrier before it writes idx. */
     __atomic_store_n((uint16_t *)pk_mem_ptr(&memory, gpa, 2), value, __ATOMIC_RELEASE);
 }
 
-static uint16_t get16(uint64_t gpa)
+static inline uint16_t get16(uint64_t gpa)
 {
     return __atomic_load_n((uint16_t *)pk_mem_ptr(&memory, gpa, 2), __ATOMIC_ACQUIRE);
 }
 
-static uint32_t get32(uint64_t gpa)
+static inline uint32_t get32(uint64_t gpa)
 {
     uint32_t value;
     memcpy(&value, pk_mem_ptr(&memory, gpa, 4), 4);
     return value;
 }
 
-static void setup_queue(uint32_t size)
+static inline void setup_queue(uint32_t size)
 {
     CHECK_EQ(pk_mem_create(MEMORY, MEMORY, 1ull << 32, &memory), 0);
     made_available = 0;
@@ -57,7 +57,8 @@ static void setup_queue(uint32_t size)
     CHECK_EQ(pk_virtq_start(&queue), 0);
 }
 
-static void describe_at(uint64_t gpa, uint64_t addr, uint32_t len, unsigned flags, unsigned next)
+static inline void describe_at(uint64_t gpa, uint64_t addr, uint32_t len, unsigned flags,
+                               unsigned next)
 {
     uint8_t *d = pk_mem_ptr(&memory, gpa, 16);
     memcpy(d, &addr, 8);
@@ -66,12 +67,13 @@ static void describe_at(uint64_t gpa, uint64_t addr, uint32_t len, unsigned flag
     memcpy(d + 14, &(uint16_t){(uint16_t)next}, 2);
 }
 
-static void describe(unsigned index, uint64_t addr, uint32_t len, unsigned flags, unsigned next)
+static inline void describe(unsigned index, uint64_t addr, uint32_t len, unsigned flags,
+                            unsigned next)
 {
     describe_at(DESC + 16 * index, addr, len, flags, next);
 }
 
-static void make_available(unsigned head)
+static inline void make_available(unsigned head)
 {
     put16(AVAIL + 4 + 2 * (made_available % queue.size), (uint16_t)head);
     put16(AVAIL + 2, ++made_available);

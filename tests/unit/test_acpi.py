@@ -73,6 +73,12 @@ def test_facs_is_aligned_to_64_bytes() -> None:
     assert facs % 64 == 0
 
 
+def test_without_pci_devices_there_is_no_pci_bus() -> None:
+    bridge = aml.eisa_id("PNP0A03")
+    assert bridge not in acpi.build(1, virtio_mmio=VIRTIO)
+    assert bridge in acpi.build(1, pci=())
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 255, 256, 1024])
 def test_madt_lists_each_cpu_once_with_the_entry_its_id_needs(cpus: int) -> None:
     short, long = [], []
@@ -141,7 +147,7 @@ def test_eisa_ids_are_big_endian_five_bit_letters() -> None:
 def test_iasl_decodes_and_recompiles_every_table_without_complaint(
     cpus: int, tmp_path: Path
 ) -> None:
-    blob = acpi.build(cpus, virtio_mmio=VIRTIO)
+    blob = acpi.build(cpus, virtio_mmio=VIRTIO, pci=((1, 16), (2, 17)))
     for name, data in tables(blob).items():
         (tmp_path / f"{name}.dat").write_bytes(data)
         log = iasl(tmp_path, "-d", f"{name}.dat")

@@ -1,0 +1,181 @@
+/* A hostile driver: any bytes as descriptors, rings, request headers and segments. What must hold:
+ * the disk ends every round, keeps its size and its last sector (which no sound request reaches),
+ * answers no more than was asked, and touches nothing outside the guest's memory.
+ *
+ * Each input is one guest memory. LLVMFuzzerTestOneInput is libFuzzer's name, so the same file is a
+ * libFuzzer target (clang -fsanitize=fuzzer -DLIBFUZZER); here main() makes the inputs, the same
+ * ones every time, for as many rounds as its argument says.
+ *
+ * The functions of iothread.c stand here too: no thread, so a round is over when serve() returns.
+ */
+#include "driver.h"
+#include "iothread.h"
+
+#include <linux/virtio_blk.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SECTORS 32u /* of the file; the disk has one less */
+#define SIZE    16u
+
+static struct pk_iothread *io;
+static uint32_t faults;
+
+int pk_iothread_start(struct pk_iothread *started, const char *name)
+{
+    (void)name;
+    io = started;
+    return 0;
+}
+
+void pk_iothread_stop(struct pk_iothread *stopped)
+{
+    (void)stopped;
+}
+
+int pk_iothread_stopping(const struct pk_iothread *running)
+{
+    (void)running;
+    return 0;
+}
+
+void pk_iothread_notify(struct pk_iothread *running, uint32_t number)
+{
+    (void)pk_virtq_wants_interrupt(&running->queues[number].virtq);
+}
+
+void pk_iothread_report_fault(struct pk_iothread *running)
+{
+    CHECK(running->queues[0].virtq.fault);
+    faults++;
+}
+
+static int file = -1;
+static struct pk_blk *disks[2]; /* with io_uring, where there is one, and without */
+
+static void setup(void)
+{
+    setup_queue(SIZE);
+    file = memfd_create("disk", MFD_CLOEXEC);
+    CHECK_EQ(ftruncate(file, SECTORS * 512), 0);
+    CHECK_EQ(pwrite(file, "last", 4, (SECTORS - 1) * 512), 4);
+    for (uint32_t i = 0; i < 2; i++) {
+        struct pk_blk_config config = {
+            .fd = file, .sectors = SECTORS - 1, .align = i ? 512 : 1, .no_uring = i};
+        CHECK_EQ(pk_blk_create(&config, &disks[i]), 0);
+    }
+}
+
+/* Bytes of the input, zeros when it is used up. */
+struct input {
+    const uint8_t *data;
+    size_t size;
+};
+
+static uint32_t take(struct input *in)
+{
+    if (in->size == 0)
+        return 0;
+    in->size--;
+    return *in->data++;
+}
+
+/* A number that is sound most of the time, and else at a boundary or anything. */
+static uint64_t pick(struct input *in, uint64_t sound)
+{
+    static const uint64_t ODD[] = {0, 1, UINT64_MAX, MEMORY - 1, MEMORY, UINT32_MAX, 0x8000, 511};
+    uint32_t choice = take(in);
+    if (choice < 0xf0)
+        return sound;
+    if (choice < 0xf8)
+        return ODD[choice % 8];
+    return (uint64_t)take(in) << 56 | (uint64_t)take(in) << 24 | take(in);
+}
+
+static void fill_descriptor(struct input *in, uint64_t gpa, uint64_t addr, uint32_t len,
+                            unsigned flags, unsigned next)
+{
+    describe_at(gpa, pick(in, addr), (uint32_t)pick(in, len), (unsigned)pick(in, flags),
+                (unsigned)pick(in, next));
+}
+
+/* A request of three descriptors at `table`, the first of which has number `first` there. */
+static void fill_request(struct input *in, uint64_t table, unsigned first, uint64_t header)
+{
+    static const uint32_t TYPES[] = {0, 0, 0, 1, 1, 1, 4, 8, 8, 11, 11, 13, 13, 13, 99, 2};
+    static const uint32_t LENGTHS[] = {512, 512, 1024, 4096, 20, 16, 32, 100};
+    uint32_t type = TYPES[take(in) % 16], len = LENGTHS[take(in) % 8];
+    uint32_t num = (uint32_t)pick(in, take(in) % 8);
+    uint64_t sector = pick(in, take(in) % SECTORS), data = header + 0x1000 + take(in) % 2;
+    uint8_t *bytes = pk_mem_ptr(&memory, header, 16), *segment = pk_mem_ptr(&memory, data, 16);
+
+    memset(bytes, 0, 16);
+    memcpy(bytes, &type, 4);
+    memcpy(bytes + 8, &sector, 8);
+    memcpy(segment, &sector, 8); /* to clear, should it be taken for that */
+    memcpy(segment + 8, &num, 4);
+    memset(segment + 12, 0, 4);
+    segment[12] = (uint8_t)pick(in, take(in) & 1);
+    fill_descriptor(in, table + 16 * first, header, 16, NEXT, first + 1);
+    fill_descriptor(in, table + 16 * (first + 1), data, len,
+                    NEXT | (type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID ? WRITE : 0),
+                    first + 2);
+    fill_descriptor(in, table + 16 * (first + 2), header + 16, 1, WRITE, 0);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (file < 0)
+        setup();
+    struct input in = {data, size};
+    struct pk_blk *disk = disks[take(&in) & 1];
+    for (unsigned i = 0; i < SIZE / 3; i++)
+        fill_request(&in, DESC, 3 * i, BUFFERS + 0x4000 * i);
+    fill_request(&in, 0x2800, 0, BUFFERS + 0x4000 * (SIZE / 3));
+    fill_descriptor(&in, DESC + 16 * (SIZE - 1), 0x2800, 48, INDIRECT, 0);
+    for (uint32_t i = 0; i < SIZE; i++)
+        put16(AVAIL + 4 + 2 * i, (uint16_t)pick(&in, i == 3 ? SIZE - 1 : i % (SIZE / 3) * 3));
+    uint16_t asked = (uint16_t)pick(&in, take(&in) % (SIZE + 1));
+    put16(AVAIL + 2, asked);
+    put16(USED + 2, 0);
+
+    struct pk_queue queues[1] = {{.virtq = queue, .kick_fd = -1}};
+    queues[0].virtq.indirect = take(&in) & 1;
+    queues[0].virtq.event_idx = take(&in) & 1;
+    faults = 0;
+    CHECK_EQ(pk_blk_start(disk, queues, 1, NULL), 0);
+    io->serve(io->device, 0);
+    pk_blk_stop(disk); /* reaps what is in flight */
+
+    struct stat status;
+    char last[4];
+    CHECK_EQ(fstat(file, &status), 0);
+    CHECK_EQ(status.st_size, SECTORS * 512);
+    CHECK_EQ(pread(file, last, 4, (SECTORS - 1) * 512), 4);
+    CHECK(memcmp(last, "last", 4) == 0);
+    CHECK(queues[0].virtq.used_idx <= (asked <= SIZE ? asked : 0));
+    CHECK_EQ(queues[0].virtq.used_idx,
+             queues[0].virtq.avail_idx - (faults && queues[0].virtq.fault == PK_VIRTQ_BAD_REQUEST));
+    return 0;
+}
+
+#ifndef LIBFUZZER
+int main(int argc, char **argv)
+{
+    uint32_t rounds = argc > 1 ? (uint32_t)atoi(argv[1]) : 4000;
+    uint32_t state = 1;
+    static uint8_t input[4096];
+
+    for (uint32_t round = 0; round < rounds; round++) {
+        for (size_t i = 0; i < sizeof(input); i++) {
+            state = state * 1664525 + 1013904223; /* any generator will do: this one is short */
+            input[i] = (uint8_t)(state >> 24);
+        }
+        LLVMFuzzerTestOneInput(input, sizeof(input));
+    }
+    puts("ok any_memory_is_survived");
+    return 0;
+}
+#endif
