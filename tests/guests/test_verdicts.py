@@ -21,7 +21,7 @@ def passed(outcome: Outcome) -> bool:
     return outcome.reason is Reason.EXIT and outcome.code == 0 and b"FAILED" not in outcome.console
 
 
-@pytest.mark.parametrize("mode", CpuMode)
+@pytest.mark.parametrize("mode", list(CpuMode))
 def test_hello_in_each_processor_mode(run_guest: RunGuest, mode: CpuMode) -> None:
     outcome = run_guest(f"hello-{mode.value}", mode=mode)
     assert passed(outcome)
