@@ -38,12 +38,12 @@ clean:
 
 .venv/for-demo: $(BUILD_INPUTS) | host-for-demo
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[compression]'
+	$(BIN)/pip install -q -e .
 	touch $@
 
 .venv/for-test: $(BUILD_INPUTS) | host-for-test
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[compression,test,lint]'
+	$(BIN)/pip install -q -e '.[test,lint]'
 	touch $@
 
 host-for-demo:
