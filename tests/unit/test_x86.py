@@ -62,7 +62,7 @@ def walk(memory: GuestMemory, cr3: int, gva: int) -> int | None:
             return None
         table = entry & 0x000F_FFFF_FFFF_F000
         if shift == 12 or (entry >> 7 & 1 and shift < 39):
-            return table + (gva & (1 << shift) - 1)
+            return int(table) + (gva & (1 << shift) - 1)
     return None
 
 
