@@ -55,7 +55,11 @@ class Kvm:
         version = lib.pk_ioctl_val(self.fd, lib.KVM_GET_API_VERSION, 0)
         if version != API_VERSION:
             self.close()
-            raise KvmError(f"KVM_GET_API_VERSION of {path} gave {version}", errno.ENOTSUP)
+            raise KvmError(
+                f"KVM_GET_API_VERSION of {path}",
+                -version if version < 0 else errno.ENOTSUP,
+                f"it must give {API_VERSION}; {path} is not Linux's KVM",
+            )
 
     def check_extension(self, capability: int) -> int:
         """The value of KVM_CHECK_EXTENSION: 0 when the capability is missing."""
