@@ -11,8 +11,7 @@ Section numbers are those of the ACPI Specification 6.5.
                    └─ MADT            (local APICs, IOAPIC, overrides)
 
 Left out on purpose: the PM timer (kvmclock and the TSC are better, and each read would be an exit),
-GPE blocks (no event uses one), HPET (KVM has none), MCFG (PCI configuration goes through its two
-ports), a sleep button.
+GPE blocks (no event uses one), HPET (KVM has none), a sleep button. MCFG is there with PCI only.
 """
 
 from __future__ import annotations
@@ -130,10 +129,12 @@ def build(
 
     facs = put(FACS.pack(b"FACS", FACS.size, 0, 0, 0, 0, 0, 2), align=64)
     dsdt = put(_dsdt(cpus, serial, virtio_mmio, pci))
-    tables = (put(_fadt(facs, dsdt)), put(_madt(ids)))
+    tables = [put(_fadt(facs, dsdt)), put(_madt(ids))]
+    if pci is not None:
+        tables.append(put(_mcfg()))
     # The RSDT repeats the XSDT for readers that know ACPI 1.0 only, as many small kernels do.
-    rsdt = put(table(b"RSDT", 1, struct.pack("<2I", *tables)))
-    xsdt = put(table(b"XSDT", 1, struct.pack("<2Q", *tables)))
+    rsdt = put(table(b"RSDT", 1, struct.pack(f"<{len(tables)}I", *tables)))
+    xsdt = put(table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
 
     rsdp = bytearray(RSDP.pack(b"RSD PTR ", 0, OEM_ID, 2, rsdt, RSDP.size, xsdt, 0))
     rsdp[8] = checksum(rsdp[:20])  # the ACPI 1.0 part alone
@@ -283,7 +284,7 @@ def _dsdt(
         for number, (gpa, size, gsi) in enumerate(virtio_mmio)
     ]
     if pci is not None:
-        devices.append(_pci_bridge(pci))
+        devices += [_pci_bridge(pci), _reserved()]
     return table(b"DSDT", 2, s5 + aml.scope("_SB", *devices))
 
 
@@ -312,3 +313,19 @@ def _pci_bridge(devices: Sequence[tuple[int, int]]) -> bytes:
         ),
         aml.name("_PRT", aml.package(*routes)),
     )
+
+
+def _reserved() -> bytes:
+    """Memory that is taken: kernels want to find what MCFG names here (PCI Firmware Specification
+    3.0, §4.1.2 MCFG Table Description)."""
+    taken = aml.memory(layout.PCI_ECAM, layout.PCI_ECAM_SIZE)
+    return aml.device(
+        "RES0",
+        aml.name("_HID", aml.eisa_id("PNP0C02")),
+        aml.name("_CRS", aml.resources(taken)),
+    )
+
+
+def _mcfg() -> bytes:
+    """Where PCI configuration space is in memory: segment 0, bus 0 (the same, §4.1.2)."""
+    return table(b"MCFG", 1, struct.pack("<8xQHBB4x", layout.PCI_ECAM, 0, 0, 0))

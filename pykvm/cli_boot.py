@@ -81,7 +81,7 @@ OPTIONS = (
     ),
     Option(
         "--disk",
-        "FILE[,ro][,serial=TEXT][,cache=MODE]",
+        "FILE[,ro][,serial=TEXT][,cache=MODE][,queues=N]",
         "a raw file or block device as the next virtio disk; MODE is writeback, none (O_DIRECT) "
         "or unsafe (a flush does nothing)",
         repeated=True,

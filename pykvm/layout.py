@@ -23,7 +23,8 @@ Reached from the boot loaders, `machine` and `acpi`; drawn for people in docs/ar
                   │ low memory, up to 3 GiB   │
     0x0_c000_0000 ├───────────────────────────┤
                   │ hole: IOAPIC, LAPIC, MMIO │ PCI BARs from 0xc000_0000,
-                  │                           │ virtio-mmio from 0xd000_0000
+                  │                           │ virtio-mmio from 0xd000_0000,
+                  │                           │ PCI configuration at 0xe000_0000
     0x1_0000_0000 ├───────────────────────────┤
                   │ high memory, the rest     │
                   └───────────────────────────┘
@@ -66,6 +67,8 @@ MMIO_HOLE: Final = 0xC000_0000  # low memory ends here at the latest (3 GiB)
 MMIO_HOLE_END: Final = 0x1_0000_0000  # high memory starts here (4 GiB)
 PCI_MMIO: Final = 0xC000_0000  # with --transport pci: where BARs may lie
 PCI_MMIO_SIZE: Final = 256 * MIB
+PCI_ECAM: Final = 0xE000_0000  # configuration space of bus 0, 4 KiB a function
+PCI_ECAM_SIZE: Final = 1 * MIB
 VIRTIO_MMIO: Final = 0xD000_0000  # with --transport mmio: one device a page
 VIRTIO_MMIO_SIZE: Final = 0x1000
 IOAPIC: Final = 0xFEC0_0000

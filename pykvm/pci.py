@@ -1,4 +1,4 @@
-"""A PCI bus: configuration space, its two ports, and the window that BARs lie in.
+"""A PCI bus: configuration space, the ways to reach it, and the window that BARs lie in.
 
 Reached from `virtio.attach`, when devices are to be found by PCI; a machine without any has no bus.
 The registers of a function's own are its subclass's affair (`virtio.pci`). Source: PCI Local Bus
@@ -155,13 +155,15 @@ class HostBridge(PciFunction):
 
 
 class PciBus:
-    """Bus 0, the only one, and the two devices by which a guest reaches it: put `ports` on the port
-    bus at `layout.PORT_PCI_CONFIG`, `window` on the MMIO bus at `layout.PCI_MMIO`."""
+    """Bus 0, the only one, and the devices by which a guest reaches it: put `ports` on the port bus
+    at `layout.PORT_PCI_CONFIG`, `ecam` and `window` on the MMIO bus at `layout.PCI_ECAM` and
+    `layout.PCI_MMIO`."""
 
     def __init__(self, reset_control: Device) -> None:
         self.lock = threading.RLock()
         self.functions: dict[int, PciFunction] = {0: HostBridge()}  # by slot
         self.ports = ConfigPorts(self, reset_control)
+        self.ecam = Ecam(self)
         self.window = Window(self)
 
     def add(self, function: PciFunction) -> int:
@@ -239,8 +241,38 @@ class ConfigPorts(Device):
         self._reset_control.restore(state[4:])
 
 
+class Ecam(Device):
+    """Configuration space as memory, 4 KiB a function (PCI Express Base Specification 5.0, §7.2.2
+    Enhanced Configuration Access Mechanism). Ours have the first 256 bytes; behind are all ones."""
+
+    name = "pci ecam"
+
+    def __init__(self, bus: PciBus) -> None:
+        self._bus = bus
+
+    def _target(self, offset: int, size: int) -> int | None:
+        """The address as `PciBus` has it, if the access is one that configuration space knows."""
+        register = offset & 0xFFF
+        known = register < CONFIG_SIZE and size <= 4 and register % size == 0
+        return offset >> 12 << 8 | register if known else None
+
+    def read(self, offset: int, size: int) -> int:
+        target = self._target(offset, size)
+        with self._bus.lock:
+            return all_ones(size) if target is None else self._bus.read_config(target, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        target = self._target(offset, size)
+        with self._bus.lock:
+            if target is not None:
+                self._bus.write_config(target, size, value)
+
+
 class Window(Device):
-    """The memory that BARs may lie in: finds the one at an address, wherever the guest put it."""
+    """The memory that BARs may lie in: finds the one at an address, wherever the guest put it.
+
+    Its state is that of all functions.
+    """
 
     name = "pci window"
 
@@ -265,3 +297,21 @@ class Window(Device):
         with self._bus.lock:
             if found := self._find(offset, size):
                 found[0].write_bar(found[1], size, value)
+
+    def reset(self) -> None:
+        with self._bus.lock:
+            for function in self._bus.functions.values():
+                function.reset()
+
+    def state(self) -> bytes:
+        with self._bus.lock:
+            states = [function.state() for function in self._bus.functions.values()]
+        return b"".join(struct.pack("<I", len(state)) + state for state in states)
+
+    def restore(self, state: bytes) -> None:
+        with self._bus.lock:
+            at = 0
+            for function in self._bus.functions.values():
+                (size,) = struct.unpack_from("<I", state, at)
+                function.restore(state[at + 4 : at + 4 + size])
+                at += 4 + size

@@ -46,6 +46,7 @@ def attach(
         return {"virtio_mmio": _attach_mmio(machine, c_bus, resources)}
     bus = PciBus(reset_control)
     machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, bus.ports)
+    machine.mmio_bus.add(layout.PCI_ECAM, layout.PCI_ECAM_SIZE, bus.ecam)
     machine.mmio_bus.add(layout.PCI_MMIO, layout.PCI_MMIO_SIZE, bus.window)
     return {"pci": _attach_pci(machine, resources, bus)}
 

@@ -38,6 +38,7 @@ class BlkFeature(enum.IntFlag):
     FLUSH = 1 << 9
     TOPOLOGY = 1 << 10
     CONFIG_WCE = 1 << 11  # the driver may turn the write cache off and on
+    MQ = 1 << 12
     DISCARD = 1 << 13
     WRITE_ZEROES = 1 << 14
 
@@ -73,6 +74,9 @@ class Blk(VirtioDevice):
             raise
         self.features = BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE | BlkFeature.TOPOLOGY
         self.features |= BlkFeature.FLUSH | BlkFeature.CONFIG_WCE
+        self.queue_count = config.queues
+        if config.queues > 1:
+            self.features |= BlkFeature.MQ
         if config.read_only:
             self.features |= BlkFeature.RO
         else:
@@ -105,7 +109,7 @@ class Blk(VirtioDevice):
             self.block_size,
             *(0, 0, block, 0),  # topology: physical block, alignment, best and largest transfer
             self._writeback,
-            1,  # num_queues
+            self.queue_count,
             *(MAX_CLEARED, MAX_SEGMENTS, PAGE // SECTOR),  # discard, and its alignment
             *(MAX_CLEARED, MAX_SEGMENTS, 1),  # write zeroes; it may unmap
         )

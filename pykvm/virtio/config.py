@@ -10,9 +10,13 @@ from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
+
+USAGE: Final = "--disk FILE[,ro][,serial=TEXT][,cache=MODE][,queues=N]"
 
 SERIAL_MAX: Final = 20  # bytes: virtio 1.2 §5.2.6 Device Operation, VIRTIO_BLK_T_GET_ID
+
+QUEUES_MAX: Final = 8  # as PK_QUEUES_MAX in csrc/api.h
 
 CACHES: Final = {
     "writeback": "the host's page cache; a flush reaches the disk",
@@ -28,12 +32,15 @@ class DiskConfig(Record):
     read_only: bool = False
     serial: str = ""
     cache: str = "writeback"  # one of CACHES
+    queues: int = 1  # virtqueues, at most QUEUES_MAX: a driver has one for each CPU
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
             raise ConfigError(
                 f"--disk: cache={self.cache!r} is unknown; write one of {', '.join(CACHES)}"
             )
+        if not 1 <= self.queues <= QUEUES_MAX:
+            raise ConfigError(f"--disk: queues={self.queues} is not 1 to {QUEUES_MAX}")
         if len(self.serial.encode()) > SERIAL_MAX:
             raise ConfigError(
                 f"--disk: serial={self.serial!r} is longer than {SERIAL_MAX} bytes; shorten it"
@@ -41,14 +48,14 @@ class DiskConfig(Record):
 
 
 def parse_disk(text: str) -> DiskConfig:
-    """``FILE[,ro][,serial=TEXT][,cache=MODE]``; a comma in FILE is written twice, as in QEMU.
+    """What ``--disk`` is given, see `USAGE`; a comma in FILE is written twice, as in QEMU.
 
     Raises `ConfigError` naming `--disk`.
     """
     path, *words = [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",")]
     if not path:
-        raise ConfigError("--disk: FILE is missing; write --disk FILE[,ro][,serial=…][,cache=…]")
-    options: dict[str, str] = {}
+        raise ConfigError(f"--disk: FILE is missing; write {USAGE}")
+    options: dict[str, Any] = {}
     read_only = False
     for word in words:
         name, given, value = word.partition("=")
@@ -56,8 +63,8 @@ def parse_disk(text: str) -> DiskConfig:
             read_only = True
         elif given and name in ("serial", "cache"):
             options[name] = value
+        elif name == "queues" and value.isascii() and value.isdigit():
+            options[name] = int(value)
         else:
-            raise ConfigError(
-                f"--disk: {word!r} is unknown; write --disk FILE[,ro][,serial=…][,cache=…]"
-            )
+            raise ConfigError(f"--disk: {word!r} is unknown; write {USAGE}")
     return DiskConfig(path, read_only, **options)

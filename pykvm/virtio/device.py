@@ -50,6 +50,7 @@ class Feature(enum.IntFlag):
     VERSION_1 = 1 << 32
 
 
+U32: Final = 0xFFFF_FFFF
 COMMON: Final = Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1
 
 STATE: Final = struct.Struct("<IIQI")  # status, ISR, driver's features, number of queues
@@ -159,9 +160,19 @@ class VirtioDevice:
         features = self.driver_features
         return not features & ~self.device_features and bool(features & Feature.VERSION_1)
 
-    @property
-    def features_fixed(self) -> bool:
-        return Status.FEATURES_OK in self._status
+    def offered_half(self, selected: int) -> int:
+        """32 bits of what the device offers: the low ones (0) or the high ones (1)."""
+        return _half(self.device_features, selected)
+
+    def accepted_half(self, selected: int) -> int:
+        """32 bits of what the driver accepted."""
+        return _half(self.driver_features, selected)
+
+    def accept_half(self, selected: int, bits: int) -> None:
+        """The driver accepts; what it accepted stays once it is agreed on."""
+        if selected < 2 and Status.FEATURES_OK not in self._status:
+            shift = 32 * selected
+            self.driver_features = self.driver_features & ~(U32 << shift) | bits << shift
 
     def has_feature(self, bit: int) -> bool:
         """Whether the driver accepted it."""
@@ -257,3 +268,8 @@ class VirtioDevice:
     def _c_args(self) -> tuple[Any, int, Any]:
         """What a data plane in C is started with."""
         return self.c_queues, self.queue_count, self.interrupt.handle
+
+
+def _half(features: int, selected: int) -> int:
+    """32 of 64 feature bits; there are none beyond."""
+    return features >> 32 * selected & U32 if selected < 2 else 0

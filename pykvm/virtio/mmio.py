@@ -111,7 +111,7 @@ class MmioTransport(Device):
             case Register.VENDOR_ID:
                 return VENDOR
             case Register.DEVICE_FEATURES:
-                return _half(device.device_features, self._device_features_sel)
+                return device.offered_half(self._device_features_sel)
             case Register.QUEUE_NUM_MAX:
                 return SIZE_MAX if queue else 0
             case Register.QUEUE_READY:
@@ -146,10 +146,8 @@ class MmioTransport(Device):
                 self._device_features_sel = value
             case Register.DRIVER_FEATURES_SEL:
                 self._driver_features_sel = value
-            case Register.DRIVER_FEATURES if not device.features_fixed:
-                selected = self._driver_features_sel
-                if selected < 2:
-                    device.driver_features = _replace(device.driver_features, value, 32 * selected)
+            case Register.DRIVER_FEATURES:
+                device.accept_half(self._driver_features_sel, value)
             case Register.QUEUE_SEL:
                 self._queue_sel = value
             case Register.QUEUE_NOTIFY:
@@ -203,11 +201,6 @@ class MmioTransport(Device):
         if self._irq_fd >= 0:
             os.close(self._irq_fd)
             self._irq_fd = -1
-
-
-def _half(features: int, selected: int) -> int:
-    """32 of the 64 feature bits; there are none beyond."""
-    return features >> 32 * selected & U32 if selected < 2 else 0
 
 
 def _replace(before: int, value: int, shift: int) -> int:

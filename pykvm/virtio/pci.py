@@ -243,9 +243,9 @@ class PciTransport(PciFunction):
         queue = device.queues[number] if number < device.queue_count else None
         return COMMON_CFG.pack(
             self._device_feature_select,
-            _half(device.device_features, self._device_feature_select),
+            device.offered_half(self._device_feature_select),
             self._driver_feature_select,
-            _half(device.driver_features, self._driver_feature_select),
+            device.accepted_half(self._driver_feature_select),
             self._vectors[0],
             device.queue_count,
             device.status,
@@ -272,10 +272,7 @@ class PciTransport(PciFunction):
             case Field.DRIVER_FEATURE_SELECT:
                 self._driver_feature_select = value
             case Field.DRIVER_FEATURE:
-                if not device.features_fixed and self._driver_feature_select < 2:
-                    shift = 32 * self._driver_feature_select
-                    kept = device.driver_features & ~(0xFFFF_FFFF << shift)
-                    device.driver_features = kept | value << shift
+                device.accept_half(self._driver_feature_select, value)
             case Field.CONFIG_VECTOR:
                 self._set_vector(0, value)
             case Field.STATUS:
@@ -354,11 +351,6 @@ class PciTransport(PciFunction):
         self.device.close()
         self.device.interrupt.close()
         self.msix.close()
-
-
-def _half(features: int, selected: int) -> int:
-    """32 of the 64 feature bits; there are none beyond."""
-    return features >> 32 * selected & 0xFFFF_FFFF if selected < 2 else 0
 
 
 def _piece(data: bytes, offset: int, size: int) -> int:

@@ -18,6 +18,7 @@ from pykvm.virtio.config import DiskConfig, parse_disk
         ("disk.img", DiskConfig("disk.img")),
         ("a,ro", DiskConfig("a", read_only=True)),
         ("a,serial=x y,cache=none", DiskConfig("a", serial="x y", cache="none")),
+        ("a,queues=4", DiskConfig("a", queues=4)),
         ("a,,b,ro", DiskConfig("a,b", read_only=True)),
     ],
 )
@@ -26,7 +27,18 @@ def test_a_disk_is_a_file_and_its_options(text: str, config: DiskConfig) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",ro", "a,rw", "a,serial", "a,cache=fast", f"a,serial={'x' * 21}", "a,format=raw"]
+    "text",
+    [
+        "",
+        ",ro",
+        "a,rw",
+        "a,serial",
+        "a,cache=fast",
+        f"a,serial={'x' * 21}",
+        "a,format=raw",
+        "a,queues=9",
+        "a,queues=²",
+    ],
 )
 def test_wrong_options_are_refused_by_name(text: str) -> None:
     with pytest.raises(ConfigError, match="--disk"):

@@ -125,6 +125,15 @@ def test_a_kernel_finds_a_host_bridge_and_the_device(driver: Driver) -> None:
     assert driver.bus.ports.read(4, 2) == 0xFFFF
 
 
+def test_configuration_space_is_in_memory_too(driver: Driver) -> None:
+    ecam = driver.bus.ecam
+    assert ecam.read(1 << 15, 4) == driver.read_config(0, 4)
+    ecam.write(1 << 15 | pci.COMMAND, 2, 0)
+    assert driver.read_config(pci.COMMAND, 2) == 0
+    for offset, size in ((1 << 15 | 0x100, 4), (1 << 15 | 1, 4), (1 << 15, 8), (3 << 15, 4)):
+        assert ecam.read(offset, size) == (1 << 8 * size) - 1
+
+
 def test_port_cf9_still_resets(driver: Driver) -> None:
     driver.bus.ports.write(0, 4, 1 << 31)
     driver.bus.ports.write(1, 1, 6)
@@ -294,11 +303,11 @@ def test_a_saved_function_is_restored(driver: Driver) -> None:
     driver.use_vector(1)
     driver.start()
     driver.device.c_queues[0].virtq.used_idx = 5
-    state = driver.function.state()
-    driver.function.reset()
+    state = driver.bus.window.state()
+    driver.bus.window.reset()
     assert driver.vm.irqfds == driver.vm.ioeventfds == {}
-    driver.function.restore(state)
-    assert driver.function.state() == state
+    driver.bus.window.restore(state)
+    assert driver.bus.window.state() == state
     assert driver.device.c_queues[0].virtq.used_idx == 5
     assert list(driver.vm.irqfds.values()) == [FIRST_GSI + 1]
 
@@ -307,11 +316,12 @@ sizes = st.sampled_from([1, 2, 4, 8])
 values = st.integers(0, 16) | st.integers(0, (1 << 64) - 1)
 in_bar = st.tuples(st.just("bar"), st.integers(0, 0x7FFF) | st.sampled_from(list(Field)))
 in_config = st.tuples(st.just("config"), st.integers(0, 255))
+in_ecam = st.tuples(st.just("ecam"), st.integers(0, layout.PCI_ECAM_SIZE - 1))
 in_ports = st.tuples(st.just("port"), st.integers(0, 7))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(in_bar | in_config | in_ports, sizes, values), max_size=40))
+@given(st.lists(st.tuples(in_bar | in_config | in_ports | in_ecam, sizes, values), max_size=40))
 def test_no_access_raises(driver: Driver, sequence: list[tuple[tuple[str, int], int, int]]) -> None:
     for (where, offset), size, value in sequence:
         value &= (1 << 8 * size) - 1
@@ -319,6 +329,9 @@ def test_no_access_raises(driver: Driver, sequence: list[tuple[tuple[str, int], 
             case "bar":
                 driver.function.write_bar(offset, size, value)
                 assert 0 <= driver.function.read_bar(offset, size) < 1 << 8 * size
+            case "ecam":
+                driver.bus.ecam.write(offset, size, value)
+                assert 0 <= driver.bus.ecam.read(offset, size) < 1 << 8 * size
             case "port":
                 driver.bus.ports.write(offset, size, value)
                 assert 0 <= driver.bus.ports.read(offset, size) < 1 << 8 * size
