@@ -57,6 +57,7 @@ struct pk_blk {
     struct pk_iothread io;
     struct pk_uring ring;
     uint32_t in_flight; /* in the ring */
+    int starved;        /* a queue may have chains that no request was free for */
     struct request *requests, *free;
 };
 
@@ -376,8 +377,8 @@ static int begin(struct pk_blk *b, struct request *r)
     return 0;
 }
 
-/* Take chains while there are any and requests to hold them. Returns 1 when a chain may be left. */
-static int take_chains(struct pk_blk *b, uint32_t queue)
+/* Take chains while there are any and requests to hold them. */
+static void take_chains(struct pk_blk *b, uint32_t queue)
 {
     struct pk_virtq *q = &b->io.queues[queue].virtq;
 
@@ -385,7 +386,7 @@ static int take_chains(struct pk_blk *b, uint32_t queue)
         struct request *r = b->free;
         int result = pk_virtq_pop(q, &r->chain);
         if (result == 0)
-            return 0;
+            return;
         if (result > 0) {
             b->free = r->next;
             r->queue = queue;
@@ -396,35 +397,17 @@ static int take_chains(struct pk_blk *b, uint32_t queue)
             __atomic_store_n(&q->fault, PK_VIRTQ_BAD_REQUEST, __ATOMIC_RELAXED);
         }
         pk_iothread_report_fault(&b->io);
-        return 0;
-    }
-    return 1;
-}
-
-static void serve(void *device, uint32_t queue)
-{
-    struct pk_blk *b = device;
-    struct pk_virtq *q = &b->io.queues[queue].virtq;
-
-    if (q->fault)
         return;
-    do {
-        pk_virtq_refuse_kicks(q);
-        int more = take_chains(b, queue);
-        if (b->ring.fd >= 0)
-            pk_uring_submit(&b->ring, 0);
-        pk_iothread_notify(&b->io, queue); /* what was answered here and now */
-        if (more)
-            return; /* ready() comes back when a request is free; or we stop */
-    } while (pk_virtq_ask_kicks(q));
+    }
 }
 
+/* Finish what the ring has completed, and tell the driver of all that was answered. */
 static void reap(struct pk_blk *b)
 {
     uint64_t user_data;
     int32_t result;
 
-    while (pk_uring_reap(&b->ring, &user_data, &result)) {
+    while (b->ring.fd >= 0 && pk_uring_reap(&b->ring, &user_data, &result)) {
         struct request *r = (struct request *)(uintptr_t)user_data;
         b->in_flight--;
         if (result == -EINTR || result == -EAGAIN)
@@ -439,14 +422,44 @@ static void reap(struct pk_blk *b)
             pk_iothread_notify(&b->io, i);
 }
 
+static void serve_queue(struct pk_blk *b, uint32_t queue)
+{
+    struct pk_virtq *q = &b->io.queues[queue].virtq;
+
+    if (q->fault)
+        return;
+    do {
+        pk_virtq_refuse_kicks(q);
+        take_chains(b, queue);
+        if (b->ring.fd >= 0)
+            pk_uring_submit(&b->ring, 0);
+        int starved = b->free == NULL; /* chains may be left, and nobody will kick for them */
+        reap(b);                       /* what the page cache had is done already */
+        if (starved)
+            b->starved = 1;
+    } while (!b->starved && !pk_iothread_stopping(&b->io) && pk_virtq_ask_kicks(q));
+}
+
+/* Serve the queues again that ran out of requests, once there are some. */
+static void serve_starved(struct pk_blk *b)
+{
+    while (b->starved && b->free != NULL && !pk_iothread_stopping(&b->io)) {
+        b->starved = 0;
+        for (uint32_t i = 0; i < b->io.num; i++)
+            serve_queue(b, i);
+    }
+}
+
+static void serve(void *device, uint32_t queue)
+{
+    serve_queue(device, queue);
+    serve_starved(device);
+}
+
 static void ready(void *device)
 {
-    struct pk_blk *b = device;
-    int starved = b->free == NULL;
-
-    reap(b);
-    for (uint32_t i = 0; starved && i < b->io.num; i++)
-        serve(b, i);
+    reap(device);
+    serve_starved(device);
 }
 
 /* ── for Python ─────────────────────────────────────────────────────────────────────────────── */
@@ -504,6 +517,7 @@ int pk_blk_start(struct pk_blk *b, struct pk_queue *queues, uint32_t num, struct
         .ready_fd = b->ring.fd,
         .ready = ready,
     };
+    b->starved = 0;
     return pk_iothread_start(&b->io, "virtio-blk");
 }
 

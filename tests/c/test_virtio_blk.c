@@ -316,6 +316,32 @@ static void many_requests_are_all_answered(void)
     teardown();
 }
 
+static void as_many_requests_as_there_can_be_are_all_answered(void)
+{
+    enum { CHAINS = PK_VIRTQ_SIZE_MAX };
+    setup();
+    pk_mem_destroy(&memory);
+    setup_queue(CHAINS);
+    start();
+    write_header(VIRTIO_BLK_T_IN, 2);
+    for (unsigned i = 0; i < CHAINS; i++) { /* each a table of three, at 0x30000 and on */
+        uint64_t table = 0x30000 + 48 * i;
+        describe_at(table, HEADER, 16, NEXT, 1);
+        describe_at(table + 16, DATA, 512, NEXT | WRITE, 2);
+        describe_at(table + 32, STATUS + i, 1, WRITE, 0);
+        describe(i, table, 48, INDIRECT, 0);
+    }
+    for (unsigned round = 0; round < 20; round++) {
+        uint16_t wanted = (uint16_t)(made_available + CHAINS);
+        for (unsigned i = 0; i < CHAINS; i++)
+            make_available(i);
+        kick();
+        while (get16(USED + 2) != wanted)
+            wait_for_interrupt();
+    }
+    teardown();
+}
+
 static void requests_made_before_the_start_are_served(void)
 {
     setup();
@@ -358,6 +384,7 @@ int main(void)
         RUN(unaligned_buffers_are_bounced);
         RUN(a_chain_without_room_for_an_answer_is_a_fault);
         RUN(many_requests_are_all_answered);
+        RUN(as_many_requests_as_there_can_be_are_all_answered);
         RUN(requests_made_before_the_start_are_served);
         RUN(a_stopped_disk_starts_again_where_it_was);
     }

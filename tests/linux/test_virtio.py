@@ -55,7 +55,6 @@ def data_of(disk: Path, folder: Path) -> bytes:
         ("6.12-cloud", "pci", 1, "", "pci=nomsi"),
         ("6.12-cloud", "mmio", 2, ",queues=2", ""),
         ("6.1-cloud", "pci", 1, ",cache=unsafe", ""),
-        ("6.1-cloud", "mmio", 1, "", ""),
         ("6.1-generic", "pci", 2, "", ""),
     ],
 )
