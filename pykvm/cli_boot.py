@@ -318,4 +318,7 @@ def _boot_in_lab(args: Any, kernel: str, problem: str) -> int:
     words = [word for word in args.words if word != "--lab"]
     if args.kernel is None and args.image is None:
         words.insert(words.index("boot") + 1, f"--kernel={kernel}")
-    os.execv(sys.executable, [*pykvm, "lab", "--", *pykvm, *words, "--", *args.command])
+    writable = [disk.path for disk in _disks(args.disk) if not disk.read_only]
+    folders = {os.path.dirname(os.path.abspath(path)) for path in writable}
+    lab = [*pykvm, "lab", *(f"--write={folder}" for folder in sorted(folders))]
+    os.execv(sys.executable, [*lab, "--", *pykvm, *words, "--", *args.command])

@@ -5,7 +5,8 @@
  * It finds the device's registers where pykvm puts the first one (mmio=, gsi= on the command line
  * say otherwise), walks the steps of virtio 1.2 §3.1 Device Initialization, reads sector 0 `count`
  * times, writes what it read to sector 1 with every bit turned over, and flushes. Each answer is an
- * interrupt, through the IOAPIC. The verdict: every status is OK, and sector 1 reads as written.
+ * interrupt, through the IOAPIC. With resets=N it first starts and resets the device N times, with
+ * a read each time. The verdict: every status is OK, and sector 1 reads as written.
  */
 #include <asm/bootparam.h>
 
@@ -114,7 +115,8 @@ static int start_device(void)
     *reg(STATUS) = 0;
     *reg(STATUS) = ACKNOWLEDGE | DRIVER;
     *reg(DEVICE_FEATURES_SEL) = 1;
-    check(*reg(DEVICE_FEATURES) & FEATURE_VERSION_1, "the device keeps to virtio 1");
+    if (!(*reg(DEVICE_FEATURES) & FEATURE_VERSION_1))
+        return 0;
     *reg(DRIVER_FEATURES_SEL) = 1;
     *reg(DRIVER_FEATURES) = FEATURE_VERSION_1;
     *reg(DRIVER_FEATURES_SEL) = 0;
@@ -123,7 +125,8 @@ static int start_device(void)
     if (!(*reg(STATUS) & FEATURES_OK))
         return 0;
     *reg(QUEUE_SEL) = 0;
-    check(*reg(QUEUE_NUM_MAX) >= SIZE && !*reg(QUEUE_READY), "it has a queue to set up");
+    if (*reg(QUEUE_NUM_MAX) < SIZE || *reg(QUEUE_READY))
+        return 0;
     *reg(QUEUE_NUM) = SIZE;
     place(QUEUE_DESC, desc);
     place(QUEUE_DRIVER, &avail);
@@ -167,6 +170,7 @@ int main(const struct boot_params *params)
 {
     const char *cmdline = (const char *)(uintptr_t)params->hdr.cmd_line_ptr;
     unsigned long count = option(cmdline, "count", 1), errors = 0;
+    unsigned long resets = option(cmdline, "resets", 0);
 
     registers = option(cmdline, "mmio", 0xd0000000);
     check(*reg(MAGIC) == 0x74726976 && *reg(VERSION) == 2, "there is a virtio device");
@@ -177,6 +181,11 @@ int main(const struct boot_params *params)
     pic_enable(0);
     outb(PIC1 + 1, 0xff);
     ioapic_enable((uint32_t)option(cmdline, "gsi", 16));
+    for (unsigned long i = 0; i < resets; i++) {
+        errors += !start_device() || request(BLK_IN, 0, sector_0) != BLK_OK;
+        used.idx = avail.idx = 0; /* a device that was reset starts at 0 */
+    }
+    check(!errors, "it starts whenever it is asked to");
     check(start_device(), "it takes us for its driver");
     if (failures)
         return failures;
@@ -199,7 +208,7 @@ int main(const struct boot_params *params)
     check(request(BLK_IN, *reg(CAPACITY), sector_1) != BLK_OK, "there is nothing behind the end");
     while (!interrupts) /* one may have been too late for its request; none at all is a hang */
         wait_for_interrupt();
-    check(interrupts <= count + 4, "interrupts told us, at most one for each answer");
+    check(interrupts <= resets + count + 4, "interrupts told us, at most one for each answer");
     *reg(STATUS) = 0;
     check(*reg(STATUS) == 0 && !*reg(QUEUE_READY), "a reset leaves nothing behind");
     return failures;

@@ -92,10 +92,11 @@ def test_nothing_is_left_open_or_running(run_guest: RunGuest, disk: Path) -> Non
         ours = [file for file in files if "anon_inode" in file or file == str(disk)]
         return len(ours), len(os.listdir("/proc/self/task"))
 
-    run_guest("virtqueue", disks=(DiskConfig(str(disk)),), rng=True, transport="mmio")
+    config = {"disks": (DiskConfig(str(disk)),), "rng": True, "transport": "mmio"}
+    run_guest("virtqueue", **config)
     before = resources()
     for _ in range(3):
-        run_guest("virtqueue", disks=(DiskConfig(str(disk)),), rng=True, transport="mmio")
+        assert passed(run_guest("virtqueue", cmdline="resets=50", **config))
     assert resources() == before
 
 
