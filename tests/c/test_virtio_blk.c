@@ -2,6 +2,7 @@
  * without it. */
 #include "driver.h"
 
+#include <fcntl.h>
 #include <linux/virtio_blk.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -155,6 +156,22 @@ static void a_file_that_became_shorter_is_an_error(void)
     CHECK_EQ(request(VIRTIO_BLK_T_IN, 3, 512), VIRTIO_BLK_S_IOERR);
     CHECK_EQ(request(VIRTIO_BLK_T_IN, 9, 512), VIRTIO_BLK_S_IOERR);
     teardown();
+}
+
+static void a_full_disk_is_an_error_and_the_next_request_is_served(void)
+{
+    setup();
+    int file = config.fd, full = open("/dev/full", O_RDWR);
+    CHECK(full >= 0);
+    config.fd = full; /* every write to it is ENOSPC, every read zeros */
+    start();
+    data()[0] = 0xff;
+    CHECK_EQ(request(VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+    CHECK_EQ(data()[0], 0);
+    config.fd = file;
+    teardown();
+    close(full);
 }
 
 static void a_read_only_disk_takes_no_writes(void)
@@ -376,6 +393,7 @@ int main(void)
         RUN(a_write_is_in_the_file);
         RUN(what_is_outside_the_disk_is_an_error);
         RUN(a_file_that_became_shorter_is_an_error);
+        RUN(a_full_disk_is_an_error_and_the_next_request_is_served);
         RUN(a_read_only_disk_takes_no_writes);
         RUN(the_id_is_twenty_bytes);
         RUN(an_unknown_request_is_unsupported);

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +100,18 @@ def test_nothing_is_left_open_or_running(run_guest: RunGuest, disk: Path) -> Non
     for _ in range(3):
         assert passed(run_guest("virtqueue", cmdline="resets=50", **config))
     assert resources() == before
+
+
+def test_a_machine_without_devices_loads_none_of_this() -> None:
+    code = (
+        "import sys; from pykvm import Machine, MachineConfig; from pykvm.guest_programs import path;"
+        "vm = Machine(MachineConfig(kernel=path('debugexit'), memory=16 << 20));"
+        "vm.run(timeout=20); vm.close();"
+        "print(*(name for name in sys.modules if name.startswith(('pykvm.virtio', 'pykvm.pci'))))"
+    )
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert loaded.split() == []
 
 
 def test_a_disk_in_use_is_refused(run_guest: RunGuest, disk: Path) -> None:
