@@ -218,8 +218,6 @@ struct pk_blk_config {
 struct pk_blk;
 int pk_blk_create(const struct pk_blk_config *config, struct pk_blk **ret);
 void pk_blk_destroy(struct pk_blk *blk);
-/* Whether requests go through io_uring: 1, or 0 for preadv and pwritev. */
-int pk_blk_uses_uring(const struct pk_blk *blk);
 /* Writes are done when the page cache has them (1), or when the disk has (0). */
 void pk_blk_set_writeback(struct pk_blk *blk, int on);
 /* Serve `num` queues, each started, until stopped. Stopping finishes what is in flight. */

@@ -27,6 +27,7 @@ static void *run(void *argument)
     struct pk_iothread *io = argument;
     struct pollfd fds[KICKS + PK_QUEUES_MAX];
 
+    io->begin(io->device);
     fds[STOP] = (struct pollfd){.fd = io->stop_fd, .events = POLLIN};
     fds[READY] = (struct pollfd){.fd = io->ready_fd, .events = POLLIN};
     for (uint32_t i = 0; i < io->num; i++)
@@ -46,6 +47,7 @@ static void *run(void *argument)
             io->serve(io->device, i);
         }
     }
+    io->end(io->device);
     return NULL;
 }
 

@@ -12,9 +12,11 @@ struct pk_iothread {
     uint32_t num;
     struct pk_interrupt *irq;
     void *device;
+    void (*begin)(void *device);                 /* first on the thread; sets ready_fd */
     void (*serve)(void *device, uint32_t queue); /* there may be chains */
-    int ready_fd;                                /* polled too, or -1: */
-    void (*ready)(void *device);                 /* it is readable */
+    void (*ready)(void *device);                 /* ready_fd is readable */
+    void (*end)(void *device);                   /* last on the thread */
+    int ready_fd;                                /* polled beside the kicks, or -1 */
 
     pthread_t thread;
     int stop_fd;

@@ -462,6 +462,28 @@ static void ready(void *device)
     serve_starved(device);
 }
 
+/* The ring is the thread's own. When one goes, the kernel interrupts the system calls of every
+ * thread that has used it (io_ring_exit_work): here that is none that matters. */
+static void begin_thread(void *device)
+{
+    struct pk_blk *b = device;
+
+    /* Without io_uring (an old kernel, a container that forbids it) the thread does all itself. */
+    if (b->config.no_uring || pk_uring_open(&b->ring, REQUESTS) < 0)
+        b->ring = (struct pk_uring){.fd = -1};
+    b->io.ready_fd = b->ring.fd;
+}
+
+static void end_thread(void *device)
+{
+    struct pk_blk *b = device;
+
+    while (b->in_flight > 0 && pk_uring_submit(&b->ring, 1) == 0)
+        reap(b);
+    if (b->ring.fd >= 0)
+        pk_uring_close(&b->ring);
+}
+
 /* ── for Python ─────────────────────────────────────────────────────────────────────────────── */
 
 int pk_blk_create(const struct pk_blk_config *config, struct pk_blk **ret)
@@ -471,7 +493,7 @@ int pk_blk_create(const struct pk_blk_config *config, struct pk_blk **ret)
         return -ENOMEM;
     b->config = *config;
     b->writeback = 1;
-    b->ring.fd = -1;
+    b->ring.fd = -1; /* begin() opens it */
     b->requests = calloc(REQUESTS, sizeof(*b->requests));
     if (b->requests == NULL) {
         free(b);
@@ -481,24 +503,14 @@ int pk_blk_create(const struct pk_blk_config *config, struct pk_blk **ret)
         b->requests[i].next = b->free;
         b->free = &b->requests[i];
     }
-    /* Without io_uring (an old kernel, a container that forbids it) the thread does all itself. */
-    if (config->no_uring || pk_uring_open(&b->ring, REQUESTS) < 0)
-        b->ring = (struct pk_uring){.fd = -1};
     *ret = b;
     return 0;
 }
 
 void pk_blk_destroy(struct pk_blk *b)
 {
-    if (b->ring.fd >= 0)
-        pk_uring_close(&b->ring);
     free(b->requests);
     free(b);
-}
-
-int pk_blk_uses_uring(const struct pk_blk *b)
-{
-    return b->ring.fd >= 0;
 }
 
 void pk_blk_set_writeback(struct pk_blk *b, int on)
@@ -513,9 +525,10 @@ int pk_blk_start(struct pk_blk *b, struct pk_queue *queues, uint32_t num, struct
         .num = num,
         .irq = irq,
         .device = b,
+        .begin = begin_thread,
         .serve = serve,
-        .ready_fd = b->ring.fd,
         .ready = ready,
+        .end = end_thread,
     };
     b->starved = 0;
     return pk_iothread_start(&b->io, "virtio-blk");
@@ -524,6 +537,4 @@ int pk_blk_start(struct pk_blk *b, struct pk_queue *queues, uint32_t num, struct
 void pk_blk_stop(struct pk_blk *b)
 {
     pk_iothread_stop(&b->io);
-    while (b->in_flight > 0 && pk_uring_submit(&b->ring, 1) == 0)
-        reap(b);
 }

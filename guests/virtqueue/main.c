@@ -1,16 +1,18 @@
 /* A virtio disk without an operating system: one queue, driven by hand.
  *
- *     pykvm boot pykvm/guests/virtqueue --disk FILE --append 'count=10'
+ *     pykvm boot pykvm/guests/virtqueue --disk FILE --append 'pci=1 count=10'
  *
- * It finds the device's registers where pykvm puts the first one (mmio=, gsi= on the command line
- * say otherwise), walks the steps of virtio 1.2 §3.1 Device Initialization, reads sector 0 `count`
- * times, writes what it read to sector 1 with every bit turned over, and flushes. Each answer is an
- * interrupt, through the IOAPIC. With resets=N it first starts and resets the device N times, with
- * a read each time. The verdict: every status is OK, and sector 1 reads as written.
+ * With pci=1 it looks for the disk on the PCI bus; else it finds the registers of --transport mmio
+ * where pykvm puts the first device's (mmio= and gsi= say otherwise). It walks the steps of
+ * virtio 1.2 §3.1 Device Initialization, reads sector 0 `count` times, writes what it read to
+ * sector 1 with every bit turned over, and flushes. Each answer is an interrupt, through the
+ * IOAPIC. With resets=N it first starts and resets the device N times, with a read each time. The
+ * verdict: every status is OK, and sector 1 reads as written.
  */
 #include <asm/bootparam.h>
 
 #include "interrupts.h"
+#include "pci.h"
 
 /* virtio 1.2 §4.2.2 MMIO Device Register Layout */
 enum reg {
@@ -35,7 +37,7 @@ enum reg {
     CAPACITY = 0x100, /* of a disk: §5.2.4 Device configuration layout */
 };
 
-enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8 };
+enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, READY = 15 };
 enum {
     DEVICE_BLOCK = 2,
     FEATURE_FLUSH = 1 << 9,
@@ -74,7 +76,9 @@ static struct {
 static uint8_t sector_0[512], sector_1[512];
 static volatile uint8_t status;
 
-static uintptr_t registers;
+static uintptr_t registers; /* of virtio-mmio, */
+static struct pci_device device;
+static int by_pci; /* or of this one */
 static volatile unsigned long interrupts;
 
 static volatile uint32_t *reg(enum reg offset)
@@ -87,7 +91,8 @@ static volatile uint32_t *reg(enum reg offset)
 HANDLER on_device(struct frame *frame)
 {
     (void)frame;
-    *reg(INTERRUPT_ACK) = *reg(INTERRUPT_STATUS);
+    if (!by_pci) /* a message says which queue it is about */
+        *reg(INTERRUPT_ACK) = *reg(INTERRUPT_STATUS);
     interrupts++;
     *lapic(LAPIC_EOI) = 0;
 }
@@ -110,7 +115,7 @@ static void place(enum reg low, const volatile void *part)
     *reg(low + 4) = 0;
 }
 
-static int start_device(void)
+static int start_by_mmio(void)
 {
     *reg(STATUS) = 0;
     *reg(STATUS) = ACKNOWLEDGE | DRIVER;
@@ -132,8 +137,77 @@ static int start_device(void)
     place(QUEUE_DRIVER, &avail);
     place(QUEUE_DEVICE, &used);
     *reg(QUEUE_READY) = 1;
-    *reg(STATUS) = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
-    return *reg(STATUS) == (ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    *reg(STATUS) = READY;
+    return *reg(STATUS) == READY;
+}
+
+static int start_by_pci(void)
+{
+    volatile struct common *common = (volatile struct common *)device.parts[CFG_COMMON];
+
+    common->device_status = 0;
+    common->device_status = ACKNOWLEDGE | DRIVER;
+    common->device_feature_select = 1;
+    if (!(common->device_feature & FEATURE_VERSION_1))
+        return 0;
+    common->driver_feature_select = 1;
+    common->driver_feature = FEATURE_VERSION_1;
+    common->driver_feature_select = 0;
+    common->driver_feature = FEATURE_FLUSH;
+    common->device_status = ACKNOWLEDGE | DRIVER | FEATURES_OK;
+    if (!(common->device_status & FEATURES_OK))
+        return 0;
+    common->queue_select = 0;
+    if (common->queue_size < SIZE || common->queue_enable)
+        return 0;
+    common->queue_size = SIZE;
+    common->queue_desc = (uintptr_t)desc;
+    common->queue_driver = (uintptr_t)&avail;
+    common->queue_device = (uintptr_t)&used;
+    common->queue_msix_vector = 1;
+    if (common->queue_msix_vector != 1)
+        return 0;
+    common->queue_enable = 1;
+    common->device_status = READY;
+    return common->device_status == READY;
+}
+
+static int start_device(void)
+{
+    return by_pci ? start_by_pci() : start_by_mmio();
+}
+
+static uint32_t capacity(void)
+{
+    return by_pci ? *(volatile uint32_t *)device.parts[CFG_DEVICE] : *reg(CAPACITY);
+}
+
+static void kick(void)
+{
+    if (by_pci)
+        *(volatile uint16_t *)device.parts[CFG_NOTIFY] = 0; /* queue 0's is the first register */
+    else
+        *reg(QUEUE_NOTIFY) = 0;
+}
+
+static void find_by_mmio(const char *cmdline)
+{
+    registers = option(cmdline, "mmio", 0xd0000000);
+    check(*reg(MAGIC) == 0x74726976 && *reg(VERSION) == 2, "there is a virtio device");
+    check(*reg(DEVICE_ID) == DEVICE_BLOCK, "it is a disk");
+    ioapic_enable((uint32_t)option(cmdline, "gsi", 16));
+}
+
+static void find_by_pci(void)
+{
+    by_pci = 1;
+    check(pci_find(&device), "there is a virtio device");
+    check(pci_read(device.address) >> 16 == 0x1040 + DEVICE_BLOCK, "it is a disk");
+    check(device.parts[CFG_COMMON] && device.parts[CFG_NOTIFY] && device.parts[CFG_DEVICE] &&
+              device.msix,
+          "its capabilities are there");
+    if (!failures)
+        pci_enable_vector(&device, 1, VECTOR);
 }
 
 /* Do one request and sleep until it is done; returns its status. */
@@ -160,7 +234,7 @@ static uint8_t request(uint32_t type, uint64_t sector, void *data)
     avail.idx++;
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* §2.7.13.4: idx before the look at flags */
     if (!(used.flags & 1))
-        *reg(QUEUE_NOTIFY) = 0;
+        kick();
     while (used.idx == before)
         wait_for_interrupt();
     return status;
@@ -172,15 +246,17 @@ int main(const struct boot_params *params)
     unsigned long count = option(cmdline, "count", 1), errors = 0;
     unsigned long resets = option(cmdline, "resets", 0);
 
-    registers = option(cmdline, "mmio", 0xd0000000);
-    check(*reg(MAGIC) == 0x74726976 && *reg(VERSION) == 2, "there is a virtio device");
-    check(*reg(DEVICE_ID) == DEVICE_BLOCK, "it is a disk");
     on_interrupt(VECTOR, on_device, 0);
     load_idt();
     lapic_enable();
     pic_enable(0);
     outb(PIC1 + 1, 0xff);
-    ioapic_enable((uint32_t)option(cmdline, "gsi", 16));
+    if (option(cmdline, "pci", 0))
+        find_by_pci();
+    else
+        find_by_mmio(cmdline);
+    if (failures)
+        return failures;
     for (unsigned long i = 0; i < resets; i++) {
         errors += !start_device() || request(BLK_IN, 0, sector_0) != BLK_OK;
         used.idx = avail.idx = 0; /* a device that was reset starts at 0 */
@@ -189,7 +265,7 @@ int main(const struct boot_params *params)
     check(start_device(), "it takes us for its driver");
     if (failures)
         return failures;
-    say("%u sectors\n", *reg(CAPACITY));
+    say("%u sectors\n", capacity());
 
     for (unsigned long i = 0; i < count; i++)
         errors += request(BLK_IN, 0, sector_0) != BLK_OK;
@@ -205,11 +281,9 @@ int main(const struct boot_params *params)
     for (size_t i = 0; i < sizeof(sector_1); i++)
         errors += (sector_1[i] ^ sector_0[i]) != 0xff;
     check(!errors, "it reads as it was written");
-    check(request(BLK_IN, *reg(CAPACITY), sector_1) != BLK_OK, "there is nothing behind the end");
+    check(request(BLK_IN, capacity(), sector_1) != BLK_OK, "there is nothing behind the end");
     while (!interrupts) /* one may have been too late for its request; none at all is a hang */
         wait_for_interrupt();
     check(interrupts <= resets + count + 4, "interrupts told us, at most one for each answer");
-    *reg(STATUS) = 0;
-    check(*reg(STATUS) == 0 && !*reg(QUEUE_READY), "a reset leaves nothing behind");
     return failures;
 }

@@ -27,12 +27,13 @@ int pk_iothread_start(struct pk_iothread *started, const char *name)
 {
     (void)name;
     io = started;
+    io->begin(io->device);
     return 0;
 }
 
 void pk_iothread_stop(struct pk_iothread *stopped)
 {
-    (void)stopped;
+    stopped->end(stopped->device);
 }
 
 int pk_iothread_stopping(const struct pk_iothread *running)

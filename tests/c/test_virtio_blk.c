@@ -30,7 +30,6 @@ static void start(void)
     pk_interrupt_set_fd(irq, 0, call_fd);
     pk_interrupt_set_fd(irq, 1, call_fd);
     CHECK_EQ(pk_blk_create(&config, &blk), 0);
-    CHECK(!no_uring || !pk_blk_uses_uring(blk));
     CHECK_EQ(pk_blk_start(blk, queues, 1, irq), 0);
 }
 

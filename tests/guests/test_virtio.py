@@ -41,6 +41,23 @@ def test_a_guest_reads_and_writes_a_disk(run_guest: RunGuest, disk: Path, cache:
     assert written == bytes(byte ^ 0xFF for byte in TEXT)
 
 
+def test_a_guest_finds_a_disk_by_pci_and_takes_messages(run_guest: RunGuest, disk: Path) -> None:
+    config = {"disks": (DiskConfig(str(disk)),), "transport": "pci"}
+    outcome = run_guest("virtqueue", cmdline="pci=1 count=20 resets=50", **config)
+    assert passed(outcome)
+    written = disk.read_bytes()[512 : 512 + len(TEXT)]
+    assert written == bytes(byte ^ 0xFF for byte in TEXT)
+
+
+def test_a_request_by_pci_costs_no_exit(run_guest: RunGuest, disk: Path) -> None:
+    config = {"disks": (DiskConfig(str(disk)),), "transport": "pci"}
+    few, many = (
+        run_guest("virtqueue", cmdline=f"pci=1 count={count}", **config).stats.exits
+        for count in (110, 310)
+    )
+    assert many == few
+
+
 def test_a_disk_without_page_cache(run_guest: RunGuest, disk: Path) -> None:
     config = DiskConfig(str(disk), cache="none")
     try:
@@ -104,7 +121,8 @@ def test_nothing_is_left_open_or_running(run_guest: RunGuest, disk: Path) -> Non
 
 def test_a_machine_without_devices_loads_none_of_this() -> None:
     code = (
-        "import sys; from pykvm import Machine, MachineConfig; from pykvm.guest_programs import path;"
+        "import sys; from pykvm import Machine, MachineConfig;"
+        "from pykvm.guest_programs import path;"
         "vm = Machine(MachineConfig(kernel=path('debugexit'), memory=16 << 20));"
         "vm.run(timeout=20); vm.close();"
         "print(*(name for name in sys.modules if name.startswith(('pykvm.virtio', 'pykvm.pci'))))"
