@@ -118,6 +118,7 @@ static void place(enum reg low, const volatile void *part)
 static int start_by_mmio(void)
 {
     *reg(STATUS) = 0;
+    used.idx = avail.idx = 0; /* not before: until it is reset the ring is the device's, too */
     *reg(STATUS) = ACKNOWLEDGE | DRIVER;
     *reg(DEVICE_FEATURES_SEL) = 1;
     if (!(*reg(DEVICE_FEATURES) & FEATURE_VERSION_1))
@@ -146,6 +147,7 @@ static int start_by_pci(void)
     volatile struct common *common = (volatile struct common *)device.parts[CFG_COMMON];
 
     common->device_status = 0;
+    used.idx = avail.idx = 0;
     common->device_status = ACKNOWLEDGE | DRIVER;
     common->device_feature_select = 1;
     if (!(common->device_feature & FEATURE_VERSION_1))
@@ -257,10 +259,8 @@ int main(const struct boot_params *params)
         find_by_mmio(cmdline);
     if (failures)
         return failures;
-    for (unsigned long i = 0; i < resets; i++) {
+    for (unsigned long i = 0; i < resets; i++)
         errors += !start_device() || request(BLK_IN, 0, sector_0) != BLK_OK;
-        used.idx = avail.idx = 0; /* a device that was reset starts at 0 */
-    }
     check(!errors, "it starts whenever it is asked to");
     check(start_device(), "it takes us for its driver");
     if (failures)
