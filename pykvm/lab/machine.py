@@ -47,8 +47,8 @@ CMDLINE: Final = (
     "quiet",
     "panic=-1",  # reboot at once; QEMU is told to end then
     "mitigations=off",
-    # Clear every page before use. virtiofsd writes to memory behind QEMU's back, which would go on to
-    # run its translation of the code that the page held before; a store of the lab's own undoes it.
+    # Clear every page before use. virtiofsd writes to memory behind QEMU's back, which would go on
+    # running its translation of the code a page held before; a store of the lab's own drops that.
     "init_on_alloc=1",
     "tsc=reliable",  # time is read without leaving to QEMU; its clock is never in doubt
     "no_timer_check",  # nor is the timer, nor are CPUs, however late a busy host lets them run
