@@ -8,11 +8,12 @@ alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pykvm.boot.kernels import fetch
 from pykvm.errors import HostError
 from pykvm.lab import Lab, stop_kept
 from pykvm.lab.start import IDLE_S
@@ -38,6 +39,21 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
         if not xdist:
             stop_kept()
+
+
+@pytest.fixture(scope="session")
+def debian_kernel() -> Callable[[str], str]:
+    """The bzImage that ``pykvm kernel fetch PATTERN`` brings. Skips without, but not in CI."""
+
+    def image(pattern: str) -> str:
+        try:
+            return str(fetch(pattern).image)
+        except HostError as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(f"no kernel {pattern}: {error}")
+
+    return image
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

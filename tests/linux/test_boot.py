@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from pykvm.boot.kernels import fetch
-from pykvm.errors import HostError
 from pykvm.lab import Lab
 
 KERNELS = ("6.12-cloud", "6.1-cloud", "6.1-generic")
@@ -17,24 +14,14 @@ BOOT = (sys.executable, "-m", "pykvm", "boot")
 LIMIT_S = 400  # a boot takes some ten seconds; on a busy host many times that
 
 
-def image(pattern: str) -> str:
-    """The bzImage of one of Debian's kernels. Skips where it cannot be had, but not in CI."""
-    try:
-        return str(fetch(pattern).image)
-    except HostError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no kernel {pattern}: {error}")
-
-
 @pytest.fixture
-def boot(lab: Lab):  # type: ignore[no-untyped-def]
+def boot(lab: Lab, debian_kernel):  # type: ignore[no-untyped-def]
     """Run ``pykvm boot`` with Debian's 6.12 cloud kernel in the lab."""
 
     def run(
         *words: str, kernel: str = KERNELS[0], stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
-        return lab.run([*BOOT, image(kernel), *words], timeout=LIMIT_S, input=stdin)
+        return lab.run([*BOOT, debian_kernel(kernel), *words], timeout=LIMIT_S, input=stdin)
 
     return run
 

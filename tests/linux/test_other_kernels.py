@@ -17,6 +17,12 @@ BOOT = (sys.executable, "-m", "pykvm", "boot")
 LIMIT_S = 300
 
 
+def name_in(lists: apt.Apt, package: str) -> str:
+    """The package itself, or the version of it that this Debian has: xen-hypervisor-4.20-amd64."""
+    names = lists.names(package)
+    return next((name for name in names if name == package or name.endswith("-amd64")), package)
+
+
 def from_package(package: str, pattern: str) -> str:
     """A file of a Debian package, kept in pykvm's cache. Skips without one, but not in CI."""
     kept = cache_dir() / "test-packages" / package
@@ -25,7 +31,7 @@ def from_package(package: str, pattern: str) -> str:
             if not list(kept.glob(pattern)):
                 kept.mkdir(parents=True, exist_ok=True)
                 deb = next(kept.glob("*.deb"), None) or apt.with_lists(
-                    lambda lists: lists.download(package, kept), print
+                    lambda lists: lists.download(name_in(lists, package), kept), print
                 )
                 apt.unpack(deb, kept)
         except HostError as error:
@@ -70,14 +76,14 @@ def test_memtest86_starts_and_shows_its_name(lab: Lab, image: str) -> None:
 
 
 def test_ipxe_starts_through_the_bios_and_finds_no_network(boot) -> None:
-    result = boot(from_package("ipxe", "boot/ipxe.lkrn"), seconds=120)
+    result = boot(from_package("ipxe", "usr/lib/ipxe/ipxe.lkrn"), seconds=120)
     assert b"iPXE initialising devices...ok" in result.stdout
     assert b"No more network devices" in result.stdout
     assert b"No bootable device." in result.stdout
 
 
 def test_xen_starts_by_multiboot_and_misses_its_dom0(boot) -> None:
-    kernel = from_package("xen-hypervisor-4.17-amd64", "boot/xen-*.gz")
+    kernel = from_package("xen-hypervisor-4", "boot/xen-*.gz")
     words = ("-m", "256M", "--append", "console=com1 com1=115200,8n1 noreboot=0")
     result = boot(kernel, *words, seconds=120)
     assert result.returncode == 0, result  # it reboots

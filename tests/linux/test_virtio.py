@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pykvm.boot.kernels import fetch
-from pykvm.errors import HostError
 from pykvm.lab import Lab
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
 LIMIT_S = 400  # an emulated machine inside a busy one
-
-
-def image(pattern: str) -> str:
-    """One of Debian's kernels. Skips where it cannot be had, but not in CI."""
-    try:
-        return str(fetch(pattern).image)
-    except HostError as error:
-        if "CI" in os.environ:
-            raise
-        pytest.skip(f"no kernel {pattern}: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +60,7 @@ def data_of(disk: Path, folder: Path) -> bytes:
 )
 def test_a_stock_kernel_uses_its_disk(
     lab: Lab,
+    debian_kernel: Callable[[str], str],
     program: Path,
     disk: Path,
     tmp_path: Path,
@@ -81,7 +70,7 @@ def test_a_stock_kernel_uses_its_disk(
     options: str,
     cmdline: str,
 ) -> None:
-    boot = [sys.executable, "-m", "pykvm", "boot", image(name), "-c", str(cpus)]
+    boot = [sys.executable, "-m", "pykvm", "boot", debian_kernel(name), "-c", str(cpus)]
     boot += ["--transport", transport, "--disk", f"{disk},serial=one{options}", "--rng"]
     boot += ["--add", str(program), "--append", f"console=ttyS0 quiet panic=-1 {cmdline}"]
     done = lab.run([*boot, "--", str(program), "3"], timeout=LIMIT_S, writable=[str(tmp_path)])
