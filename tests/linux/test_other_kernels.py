@@ -38,7 +38,7 @@ def from_package(package: str, pattern: str) -> str:
             if os.environ.get("CI") == "true":
                 raise
             pytest.skip(f"no {package}: {error}")
-    return str(next(kept.glob(pattern)))
+    return str(next(path for path in kept.glob(pattern) if path.is_file()))  # no dangling link
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_memtest86_starts_and_shows_its_name(lab: Lab, image: str) -> None:
 
 
 def test_ipxe_starts_through_the_bios_and_finds_no_network(boot) -> None:
-    result = boot(from_package("ipxe", "usr/lib/ipxe/ipxe.lkrn"), seconds=120)
+    result = boot(from_package("ipxe", "**/ipxe.lkrn"), seconds=120)
     assert b"iPXE initialising devices...ok" in result.stdout
     assert b"No more network devices" in result.stdout
     assert b"No bootable device." in result.stdout
