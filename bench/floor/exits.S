@@ -1,5 +1,5 @@
 /* Laps of COUNT exits, a write to MARK before each; bench/exits.py compiles one for each kind:
- * -DCOUNT=1000 -DACCESS="out %al, %dx" -DADDRESS=0x80. A flat binary for 32-bit protected mode. */
+ * -DCOUNT=200 -DACCESS="out %al, %dx" -DADDRESS=0x80. A flat binary for 32-bit protected mode. */
         .set    MARK, 0x540
 
         .code32

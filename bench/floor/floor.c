@@ -1,6 +1,6 @@
 /* The floor: what the same work costs with nothing but the ioctls. bench/measure.py compiles it.
  *
- *     floor exits GUEST SIZE     ns from mark to mark, 25 times (exits.S)
+ *     floor exits GUEST SIZE     ns from mark to mark, 125 times (exits.S)
  *     floor create GUEST SIZE    ns to make a machine up to its first exit, then ns to destroy it;
  *                                a fourth argument is a rest before it, in microseconds
  *     floor start GUEST SIZE     print what the guest writes to COM1 until it writes to 0xf4
@@ -26,7 +26,7 @@
 #define COM1            0x3F8
 #define DEBUG_EXIT      0xF4
 #define MARK            0x540 /* as in exits.S */
-#define LAPS            25    /* as in exits.py */
+#define LAPS            125   /* as in exits.py */
 #define CPUID_ENTRIES   256
 #define MTRR_DEF_TYPE   0x2FF
 #define MTRR_WRITE_BACK (1 << 11 | 6)
