@@ -19,29 +19,50 @@ class Bus:
     def __init__(self, space: str) -> None:
         self.space = space  # "port" or "mmio", for messages
         self._starts: list[int] = []
-        self._ranges: list[tuple[int, int, Device]] = []  # (base, end, device), by base
+        # (base, end, device, where its offset 0 is), by base
+        self._ranges: list[tuple[int, int, Device, int]] = []
 
     def add(self, base: int, size: int, device: Device) -> None:
         """Put `device` at [base, base + size). Raises `ConfigError` when the range is taken."""
+        for lower, end, other in self._overlapping(base, size, device):
+            raise ConfigError(
+                f"{self.space} {base:#x} for {device.name}: {other.name} is there already "
+                f"([{lower:#x}, {end:#x})); choose another base"
+            )
+        self._insert(base, base + size, device, base)
+
+    def replace(self, base: int, size: int, device: Device) -> None:
+        """Put `device` at [base, base + size) in place of what is there; what a device that was
+        there has outside that range stays its own."""
+        for lower, end, other in list(self._overlapping(base, size, device)):
+            at = self._starts.index(lower)
+            origin = self._ranges[at][3]
+            del self._starts[at], self._ranges[at]
+            if lower < base:
+                self._insert(lower, base, other, origin)
+            if base + size < end:
+                self._insert(base + size, end, other, origin)
+        self._insert(base, base + size, device, base)
+
+    def _overlapping(
+        self, base: int, size: int, device: Device
+    ) -> Iterator[tuple[int, int, Device]]:
         if size <= 0 or base < 0:
             raise ConfigError(f"{self.space} range of {device.name}: base {base:#x}, size {size}")
+        return (r for r in self if base < r[1] and r[0] < base + size)
+
+    def _insert(self, base: int, end: int, device: Device, origin: int) -> None:
         at = bisect_right(self._starts, base)
-        for lower, end, other in self._ranges[max(0, at - 1) : at + 1]:
-            if base < end and lower < base + size:
-                raise ConfigError(
-                    f"{self.space} {base:#x} for {device.name}: {other.name} is there already "
-                    f"([{lower:#x}, {end:#x})); choose another base"
-                )
         self._starts.insert(at, base)
-        self._ranges.insert(at, (base, base + size, device))
+        self._ranges.insert(at, (base, end, device, origin))
 
     def find(self, addr: int) -> tuple[Device, int] | None:
         """The device at `addr` and the offset in its range, or None."""
         at = bisect_right(self._starts, addr) - 1
         if at < 0:
             return None
-        base, end, device = self._ranges[at]
-        return (device, addr - base) if addr < end else None
+        _, end, device, origin = self._ranges[at]
+        return (device, addr - origin) if addr < end else None
 
     def read(self, addr: int, size: int) -> int:
         """Answer a guest's read; all ones where no device is."""
@@ -60,4 +81,4 @@ class Bus:
 
     def __iter__(self) -> Iterator[tuple[int, int, Device]]:
         """The ranges as (base, end, device), lowest first."""
-        return iter(self._ranges)
+        return (entry[:3] for entry in self._ranges)

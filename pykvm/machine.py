@@ -207,14 +207,20 @@ class Machine:
         """``@vm.pio(0x510, size=2)``: the device below answers at `size` ports from `port`.
 
         It is a `Device`, a class of devices, or a function ``f(offset, size, value)`` (see
-        `FunctionDevice`). Raises `ConfigError` when the ports are taken.
+        `FunctionDevice`). It takes the place of what was there. Raises `ConfigError` for COM1's
+        ports: those are C's, and no access to them gets this far.
         """
+        if port < layout.PORT_COM1 + 8 and port + size > layout.PORT_COM1:
+            raise ConfigError(
+                f"port {port:#x}: COM1 is at {layout.PORT_COM1:#x}, and C answers for it; "
+                "choose another port"
+            )
         return lambda thing: self._attach(self.pio_bus, port, size, thing)
 
     def mmio(self, gpa: int, size: int) -> Callable[[Any], Any]:
         """``@vm.mmio(0xd0000000, 0x1000)``: the device below answers in that range of memory.
 
-        As `pio`. Raises `ConfigError` also where guest memory is: KVM would never ask us.
+        As `pio`. Raises `ConfigError` where guest memory is: KVM would never ask us.
         """
         for region in self.memory.regions:
             if gpa < region.end and region.gpa < gpa + size:
@@ -228,7 +234,7 @@ class Machine:
         device = thing() if isinstance(thing, type) else thing
         if not isinstance(device, Device):
             device = FunctionDevice(device)
-        bus.add(base, size, device)
+        bus.replace(base, size, device)
         return thing
 
     # ── running ──────────────────────────────────────────────────────────────────────────────

@@ -181,10 +181,18 @@ def test_ports_and_memory_without_a_device_read_as_all_ones() -> None:
     assert run(code).code == 0xFF
 
 
-@pytest.mark.parametrize("base", [0x3F8, 0x60, 0xF4, 0x5F8])
-def test_port_that_is_taken_is_refused(base: int) -> None:
-    with machine(SPIN) as vm, pytest.raises(ConfigError, match="is there already"):
-        vm.pio(base)(Device())
+@pytest.mark.parametrize(("base", "size"), [(0x3F8, 1), (0x3FF, 4), (0x3F0, 0x20)])
+def test_port_that_c_answers_for_is_refused(base: int, size: int) -> None:
+    with machine(SPIN) as vm, pytest.raises(ConfigError, match="C answers for it"):
+        vm.pio(base, size)
+
+
+def test_device_takes_the_place_of_one_of_ours() -> None:
+    # fw_cfg's ports: mov dx, 0x510; in al, dx; mov dx, 0x5f8; out dx, al
+    code = "66 ba 10 05 ec 66 ba f8 05 ee"
+    with machine(code) as vm:
+        vm.pio(0x510, size=2)(lambda offset, size, value: 0x2A)
+        assert vm.run(timeout=TIMEOUT_S).code == 0x2A
 
 
 @pytest.mark.parametrize("gpa", [0, MEMORY - 1])

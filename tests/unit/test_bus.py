@@ -108,3 +108,23 @@ def test_function_device_reads_all_ones_unless_it_answers() -> None:
     bus.write(0x81, 2, 7)
     assert calls == [(0, 1, None), (1, 1, None), (1, 2, 7)]
     assert next(iter(bus))[2].name == "lamp"
+
+
+def test_a_replacement_answers_and_leaves_the_rest_to_the_device_it_cuts() -> None:
+    bus = Bus("port")
+    old, new = Recorder("old"), Recorder("new")
+    bus.add(0x10, 8, old)
+    bus.replace(0x12, 2, new)
+    assert [(base, end) for base, end, _ in bus] == [(0x10, 0x12), (0x12, 0x14), (0x14, 0x18)]
+    assert bus.find(0x11) == (old, 1)
+    assert bus.find(0x13) == (new, 1)
+    assert bus.find(0x14) == (old, 4)
+
+
+def test_a_replacement_may_cover_several_devices() -> None:
+    bus = Bus("port")
+    for base in (0x10, 0x20, 0x30):
+        bus.add(base, 8, Recorder("old"))
+    new = Recorder("new")
+    bus.replace(0x10, 0x28, new)
+    assert list(bus) == [(0x10, 0x38, new)]
