@@ -320,7 +320,7 @@ def test_paused_machine_stands_still_and_shows_its_registers() -> None:
 def test_registers_are_set_by_name_between_runs() -> None:
     # mov dx, 0x5f8; jmp to itself … ; out dx, al
     with machine("66 ba f8 05 fb eb fe ee") as vm:
-        vm.run(timeout=0.05)
+        vm.run(timeout=1)  # a busy host may be slow to start the vCPU's thread
         vcpu = vm.vcpus[0]
         assert vcpu.read_register("rdx") & 0xFFFF == EXIT
         vcpu.write_register("rax", 0x99)
