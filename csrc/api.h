@@ -27,6 +27,8 @@ void *pk_mem_ptr(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
 int pk_open_kvm(const char *path);
 int pk_ioctl(int fd, unsigned long request, void *arg);
 int pk_ioctl_val(int fd, unsigned long request, unsigned long arg);
+/* The host's own CPUID: EAX, EBX, ECX, EDX into ret[0] to ret[3]. */
+void pk_cpuid(uint32_t function, uint32_t index, uint32_t *ret);
 int pk_vm_map(int vm_fd, const struct pk_mem *mem, uint32_t flags);
 /* Raise (1) or lower (0) an interrupt line of the in-kernel irqchip. */
 int pk_vm_irq_line(int vm_fd, uint32_t gsi, int level);

@@ -4,6 +4,7 @@
  */
 #include "core.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -27,6 +28,11 @@ int pk_ioctl_val(int fd, unsigned long request, unsigned long arg)
 {
     int result = ioctl(fd, request, arg);
     return result < 0 ? -errno : result;
+}
+
+void pk_cpuid(uint32_t function, uint32_t index, uint32_t *ret)
+{
+    __cpuid_count(function, index, ret[0], ret[1], ret[2], ret[3]);
 }
 
 int pk_vm_map(int vm_fd, const struct pk_mem *mem, uint32_t flags)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CPUID_ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
 assert CPUID_ENTRY.size == ffi.sizeof("struct kvm_cpuid_entry2")
 
+PROCESSOR_NAME = (0x8000_0002, 0x8000_0003, 0x8000_0004)  # CPUID functions: 16 characters each
 API_VERSION = 12  # the only one there is since Linux 2.6.22
 
 _OPEN_HINTS = {
@@ -71,13 +72,20 @@ class Kvm:
         return self.check_extension(lib.KVM_CAP_MAX_VCPUS) or 4  # api.rst: 4 when not told
 
     def supported_cpuid(self) -> list[CpuidEntry]:
-        """What KVM and this host can offer a guest (KVM_GET_SUPPORTED_CPUID)."""
+        """What KVM and this host can offer a guest: KVM_GET_SUPPORTED_CPUID, and the processor's
+        name, which that leaves empty."""
         count = 256
         table = ffi.new("struct kvm_cpuid2 *", {"entries": count})
         table.nent = count
         check(lib.pk_ioctl(self.fd, lib.KVM_GET_SUPPORTED_CPUID, table), "KVM_GET_SUPPORTED_CPUID")
         rows = ffi.buffer(table.entries)[: table.nent * CPUID_ENTRY.size]
-        return [CpuidEntry._make(row) for row in CPUID_ENTRY.iter_unpack(rows)]
+        entries = [CpuidEntry._make(row) for row in CPUID_ENTRY.iter_unpack(rows)]
+        registers = ffi.new("uint32_t[4]")
+        for i, entry in enumerate(entries):
+            if entry.function in PROCESSOR_NAME and entry[3:] == (0, 0, 0, 0):
+                lib.pk_cpuid(entry.function, 0, registers)
+                entries[i] = CpuidEntry._make((*entry[:3], *registers))
+        return entries
 
     def msr_indices(self) -> list[int]:
         """The MSRs that KVM can save and restore (KVM_GET_MSR_INDEX_LIST)."""

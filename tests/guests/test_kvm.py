@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,3 +209,11 @@ def test_kick_before_the_run_ends_it_at_once(vcpu: Vcpu) -> None:
     vcpu.kick()
     vcpu.run(Bus("port"), Bus("mmio"), other)
     assert reasons == [lib.PK_EXIT_KICK]
+
+
+def test_the_guest_is_told_the_processors_name() -> None:
+    with Kvm() as kvm:
+        rows = [e for e in kvm.supported_cpuid() if 0x8000_0002 <= e.function <= 0x8000_0004]
+    name = b"".join(value.to_bytes(4, "little") for row in rows for value in row[3:])
+    assert name.rstrip(b"\0 ").decode() in Path("/proc/cpuinfo").read_text()
+    assert name.strip(b"\0 ")
