@@ -8,6 +8,7 @@ alone.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +57,28 @@ def debian_kernel() -> Callable[[str], str]:
             pytest.skip(f"no kernel {pattern}: {error}")
 
     return image
+
+
+Run = Callable[[], "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="session")
+def without_crash() -> Callable[[Run], subprocess.CompletedProcess[bytes]]:
+    """Run a boot again, twice at most, when its kernel crashed (255).
+
+    Kernels rewrite their own instructions while they boot, and QEMU's TCG seldom lets another CPU
+    run a half-written one: seen in guests and in the lab's own kernel. A crash of pykvm's making
+    comes every time.
+    """
+
+    def run(boot: Run) -> subprocess.CompletedProcess[bytes]:
+        for _ in range(2):
+            if (result := boot()).returncode != 255:
+                return result
+            print(result.stderr.decode(errors="replace"))
+        return boot()
+
+    return run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

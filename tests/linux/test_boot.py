@@ -28,8 +28,10 @@ def boot(lab: Lab, debian_kernel):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("cpus", [1, 2, 4])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_kernel_as_shipped_reaches_init_with_the_cpus_asked_for(boot, kernel, cpus) -> None:
-    result = boot("-c", str(cpus), kernel=kernel)
+def test_a_kernel_as_shipped_reaches_init_with_the_cpus_asked_for(
+    boot, without_crash, kernel, cpus
+) -> None:
+    result = without_crash(lambda: boot("-c", str(cpus), kernel=kernel))
     assert result.returncode == 0, result
     assert b"reached init after" in result.stdout
     assert f"pykvm: {cpus} CPU".encode() in result.stdout

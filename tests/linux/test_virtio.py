@@ -61,6 +61,7 @@ def data_of(disk: Path, folder: Path) -> bytes:
 def test_a_stock_kernel_uses_its_disk(
     lab: Lab,
     debian_kernel: Callable[[str], str],
+    without_crash: Callable[..., subprocess.CompletedProcess[bytes]],
     program: Path,
     disk: Path,
     tmp_path: Path,
@@ -73,8 +74,9 @@ def test_a_stock_kernel_uses_its_disk(
     boot = [sys.executable, "-m", "pykvm", "boot", debian_kernel(name), "-c", str(cpus)]
     boot += ["--transport", transport, "--disk", f"{disk},serial=one{options}", "--rng"]
     boot += ["--add", str(program), "--append", f"console=ttyS0 quiet panic=-1 {cmdline}"]
-    done = lab.run([*boot, "--", str(program), "3"], timeout=LIMIT_S, writable=[str(tmp_path)])
+    words = [*boot, "--", str(program), "3"]
+    done = without_crash(lambda: lab.run(words, timeout=LIMIT_S, writable=[str(tmp_path)]))
     assert done.returncode == 0, done.stdout + done.stderr
     assert b"the disk is sound" in done.stdout
-    words = struct.unpack(f"<{4 * MIB}I", data_of(disk, tmp_path))
-    assert words == tuple(mib << 20 | i for mib in range(16) for i in range(MIB // 4))
+    numbers = struct.unpack(f"<{4 * MIB}I", data_of(disk, tmp_path))
+    assert numbers == tuple(mib << 20 | i for mib in range(16) for i in range(MIB // 4))
