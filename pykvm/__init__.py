@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from pykvm.machine import Machine as Machine
     from pykvm.outcome import Outcome as Outcome
     from pykvm.outcome import Reason as Reason
-    from pykvm.virtio.config import DiskConfig as DiskConfig
+    from pykvm.virtio.config.disk import DiskConfig as DiskConfig
 
 _HOMES = {
     "Machine": "machine",
     "MachineConfig": "config",
-    "DiskConfig": "virtio.config",
+    "DiskConfig": "virtio.config.disk",
     "Outcome": "outcome",
     "Reason": "outcome",
     "Device": "devices.base",

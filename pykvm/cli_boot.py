@@ -222,7 +222,7 @@ def _protocol(name: str | None) -> str | None:
 def _disks(specs: list[str]) -> tuple[Any, ...]:
     if not specs:
         return ()
-    from pykvm.virtio.config import parse_disk
+    from pykvm.virtio.config.disk import parse_disk
 
     return tuple(map(parse_disk, specs))
 
@@ -247,33 +247,19 @@ def _initrds(args: Any, kernel: str, command: list[str], linux: bool) -> tuple[s
         if command or args.add:
             raise ConfigError("COMMAND: only a Linux guest can run one; remove it")
         return ()
-    from pykvm.boot.initrd import build, host_files
-    from pykvm.guest_programs import path
+    from pykvm.boot.guestimage import default_initrd
 
-    files: dict[str, Any] = {}
-    for spec in args.add:
-        files |= host_files(spec)
-    files |= _modules(args, kernel)
-    with open(path("init"), "rb") as init:
-        return (build(init.read(), files, argv=command),)
+    return (default_initrd(kernel, command, args.add, _modules(args)),)
 
 
-def _modules(args: Any, kernel: str) -> dict[str, bytes]:
-    """The modules that the guest needs for the devices asked for, if the kernel has a tree."""
-    if not (args.disk or args.rng):
-        return {}
-    from pathlib import Path
+def _modules(args: Any) -> list[str]:
+    """The kernel modules that the guest needs for the devices asked for."""
+    kinds = [kind for kind in ("disk", "rng") if getattr(args, kind)]
+    if not kinds:
+        return []
+    from pykvm.boot.modules import KINDS, TRANSPORTS
 
-    from pykvm.boot import modules
-    from pykvm.boot.kernels import kernel_at
-
-    tree = kernel_at(Path(kernel)).modules
-    if tree is None:
-        return {}
-    names = [modules.TRANSPORTS.get(args.transport, "")]
-    names += modules.DISK if args.disk else ()
-    names += modules.RNG if args.rng else ()
-    return modules.initrd_files(tree, names)
+    return [TRANSPORTS.get(args.transport, ""), *(name for kind in kinds for name in KINDS[kind])]
 
 
 def is_linux(kernel: str) -> bool:

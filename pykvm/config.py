@@ -14,7 +14,7 @@ from pykvm.layout import GIB, KIB, MIB
 from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
-    from pykvm.virtio.config import DiskConfig
+    from pykvm.virtio.config.disk import DiskConfig
 
 MEMORY_DEFAULT = 256 * MIB
 MEMORY_MIN = 1 * MIB
@@ -56,6 +56,11 @@ class MachineConfig(Record):
     disks: tuple[DiskConfig, ...] = ()  # /dev/vda, /dev/vdb …
     rng: bool = False  # a virtio entropy source
     transport: str = "pci"  # how virtio devices are reached: one of TRANSPORTS
+
+    @property
+    def has_virtio(self) -> bool:
+        """Whether any virtio device is asked for."""
+        return bool(self.disks or self.rng)
 
     def __post_init__(self) -> None:
         if self.memory < MEMORY_MIN:

@@ -164,7 +164,7 @@ class Machine:
         """The virtio devices asked for, and a PCI bus if they are on one; returns where they are,
         as `acpi.place` wants it."""
         reset = ResetControl(self._on_reset)
-        if not (self.config.disks or self.config.rng):
+        if not self.config.has_virtio:
             self.pio_bus.add(layout.PORT_PCI_CONFIG, 8, reset)
             return {}
         from pykvm.virtio.attach import attach

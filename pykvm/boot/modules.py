@@ -1,7 +1,7 @@
 """The kernel modules a guest needs for its devices: found, with dependencies, for the initrd.
 
-Reached from `cli_boot`, when a Linux guest has virtio devices. The other end is guests/init/init.c,
-which loads what the `ORDER` file lists. A module's own ".modinfo" says what it depends on, so no
+Reached from `guestimage`, when a Linux guest has virtio devices. The other end is
+guests/init/init.c, which loads what the `ORDER` file lists. A module's own ".modinfo" says what it depends on, so no
 modules.dep is needed: depmod makes that on installing, and a kernel in the cache is only unpacked.
 Read Linux Documentation/kbuild/modules.rst, and kmod's modinfo(8).
 """
@@ -20,8 +20,11 @@ GUEST_DIR: Final = "pykvm/modules"  # where init looks for them
 ORDER: Final = "order"  # the list it follows
 
 TRANSPORTS: Final = {"pci": "virtio_pci", "mmio": "virtio_mmio"}
-DISK: Final = ("virtio_blk", "crc32c_generic", "ext4")  # ext4 asks for crc32c by its function
-RNG: Final = ("virtio_rng",)
+# What a guest with such a device needs, by the name of pykvm boot's option.
+KINDS: Final = {
+    "disk": ("virtio_blk", "crc32c_generic", "ext4"),  # ext4 asks for crc32c by its function
+    "rng": ("virtio_rng",),
+}
 
 SUFFIXES: Final = ("", ".xz", ".gz", ".zst")  # how modules are compressed, if they are
 

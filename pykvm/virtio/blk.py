@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from pykvm.memory import GuestMemory
-    from pykvm.virtio.config import DiskConfig
+    from pykvm.virtio.config.disk import DiskConfig
 
 SECTOR: Final = 512
 PAGE: Final = 4096

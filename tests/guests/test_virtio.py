@@ -13,7 +13,7 @@ import pytest
 from pykvm import guest_programs, layout
 from pykvm.errors import ConfigError
 from pykvm.outcome import Outcome, Reason
-from pykvm.virtio.config import DiskConfig
+from pykvm.virtio.config.disk import DiskConfig
 
 RunGuest = Callable[..., Outcome]
 TEXT = b"hello from the disk"

@@ -9,7 +9,7 @@ import pytest
 from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
 from pykvm.virtio.blk import CONFIG, WRITEBACK, Blk
-from pykvm.virtio.config import DiskConfig, parse_disk
+from pykvm.virtio.config.disk import DiskConfig, parse_disk
 
 
 @pytest.mark.parametrize(

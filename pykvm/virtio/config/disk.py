@@ -1,16 +1,13 @@
-"""What the virtio options of the command line mean: ``--disk``.
-
-Reached from `cli_boot`, and from users' code that fills `MachineConfig.disks`. Nothing of the host
-is touched here; `blk` opens the file.
-"""
+"""``--disk``: a file or block device of the host as a virtio disk. The device is `virtio.blk`."""
 
 from __future__ import annotations
 
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, Record
+from pykvm.virtio.config.words import number, split
 
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
 USAGE: Final = "--disk FILE[,ro][,serial=TEXT][,cache=MODE][,queues=N]"
 
@@ -52,19 +49,9 @@ def parse_disk(text: str) -> DiskConfig:
 
     Raises `ConfigError` naming `--disk`.
     """
-    path, *words = [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",")]
+    path, options = split(
+        text, USAGE, flags=("ro",), values={"serial": str, "cache": str, "queues": number}
+    )
     if not path:
         raise ConfigError(f"--disk: FILE is missing; write {USAGE}")
-    options: dict[str, Any] = {}
-    read_only = False
-    for word in words:
-        name, given, value = word.partition("=")
-        if word == "ro":
-            read_only = True
-        elif given and name in ("serial", "cache"):
-            options[name] = value
-        elif name == "queues" and value.isascii() and value.isdigit():
-            options[name] = int(value)
-        else:
-            raise ConfigError(f"--disk: {word!r} is unknown; write {USAGE}")
-    return DiskConfig(path, read_only, **options)
+    return DiskConfig(path, options.pop("ro", False), **options)
