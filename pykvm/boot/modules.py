@@ -1,8 +1,9 @@
 """The kernel modules a guest needs for its devices: found, with dependencies, for the initrd.
 
 Reached from `guestimage`, when a Linux guest has virtio devices. The other end is
-guests/init/init.c, which loads what the `ORDER` file lists. A module's own ".modinfo" says what it depends on, so no
-modules.dep is needed: depmod makes that on installing, and a kernel in the cache is only unpacked.
+guests/init/init.c, which loads what the `ORDER` file lists. A module's own ".modinfo" says what it
+depends on, so no modules.dep is needed: depmod makes that on installing, and a kernel in the cache
+is only unpacked.
 Read Linux Documentation/kbuild/modules.rst, and kmod's modinfo(8).
 """
 
