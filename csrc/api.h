@@ -207,6 +207,12 @@ struct pk_queue {
     int kick_fd; /* eventfd, non-blocking: an ioeventfd of the driver's kicks */
 };
 
+/* ratelimit.c: what a device may move. A burst is what may pass at once after a rest. */
+struct pk_limits {
+    uint64_t bytes, bytes_burst; /* a second; 0: no limit */
+    uint64_t ops, ops_burst;
+};
+
 struct pk_blk_config {
     int fd;             /* the file or block device */
     uint64_t sectors;   /* capacity, of 512 bytes */
@@ -215,6 +221,7 @@ struct pk_blk_config {
     uint32_t unsafe;    /* a flush does nothing */
     uint32_t no_uring;  /* do not try io_uring */
     char id[20];        /* VIRTIO_BLK_T_GET_ID, NUL-padded */
+    struct pk_limits limits;
 };
 
 struct pk_blk;

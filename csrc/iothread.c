@@ -10,7 +10,10 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "ratelimit.h"
 
 enum { STOP, READY, KICKS }; /* places in the poll set */
 
@@ -20,6 +23,28 @@ static void clear_event(int fd)
     /* EAGAIN: it was not set. Nothing else can fail here. */
     ssize_t result = read(fd, &count, sizeof(count));
     (void)result;
+}
+
+/* Sleep until something is to do; returns whether `wake_ns` has passed. */
+static int sleep_until_event(struct pk_iothread *io, struct pollfd *fds)
+{
+    nfds_t num = KICKS + io->num;
+
+    if (io->wake_ns == 0) {
+        while (poll(fds, num, -1) < 0)
+            continue; /* EINTR, or no memory for now */
+        return 0;
+    }
+    uint64_t now = pk_now_ns(), left = io->wake_ns > now ? io->wake_ns - now : 0;
+    struct timespec timeout = {.tv_sec = (time_t)(left / 1000000000u),
+                               .tv_nsec = (long)(left % 1000000000u)};
+    if (ppoll(fds, num, &timeout, NULL) < 0)
+        for (nfds_t i = 0; i < num; i++)
+            fds[i].revents = 0;
+    if (pk_now_ns() < io->wake_ns)
+        return 0;
+    io->wake_ns = 0;
+    return 1;
 }
 
 static void *run(void *argument)
@@ -36,9 +61,8 @@ static void *run(void *argument)
     for (uint32_t i = 0; i < io->num; i++)
         io->serve(io->device, i);
     while (!pk_iothread_stopping(io)) {
-        if (poll(fds, KICKS + io->num, -1) < 0)
-            continue; /* EINTR, or no memory for now */
-        if (fds[READY].revents)
+        int is_due = sleep_until_event(io, fds);
+        if (is_due || fds[READY].revents)
             io->ready(io->device);
         for (uint32_t i = 0; i < io->num; i++) {
             if (!fds[KICKS + i].revents)

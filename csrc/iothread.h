@@ -14,9 +14,10 @@ struct pk_iothread {
     void *device;
     void (*begin)(void *device);                 /* first on the thread; sets ready_fd */
     void (*serve)(void *device, uint32_t queue); /* there may be chains */
-    void (*ready)(void *device);                 /* ready_fd is readable */
+    void (*ready)(void *device);                 /* ready_fd is readable, or it is wake_ns */
     void (*end)(void *device);                   /* last on the thread */
     int ready_fd;                                /* polled beside the kicks, or -1 */
+    uint64_t wake_ns; /* when to call `ready` once, CLOCK_MONOTONIC; 0: never. The thread's own */
 
     pthread_t thread;
     int stop_fd;

@@ -11,6 +11,7 @@
  * (discard, write zeroes, the rest of a short transfer) waits in the thread.
  */
 #include "iothread.h"
+#include "ratelimit.h"
 #include "uring.h"
 
 #include <errno.h>
@@ -57,7 +58,9 @@ struct pk_blk {
     struct pk_iothread io;
     struct pk_uring ring;
     uint32_t in_flight; /* in the ring */
-    int starved;        /* a queue may have chains that no request was free for */
+    struct pk_limiter limiter;
+    int starved;    /* a queue may have chains that no request was free for, or no token */
+    uint32_t first; /* the queue to be served first when that is over */
     struct request *requests, *free;
 };
 
@@ -355,6 +358,8 @@ static int begin(struct pk_blk *b, struct request *r)
     int result = unpack(r);
     if (result < 0)
         return result;
+    int moves = r->type == VIRTIO_BLK_T_IN || r->type == VIRTIO_BLK_T_OUT;
+    pk_limiter_take(&b->limiter, 1, moves ? r->len : 0);
     switch (r->type) {
     case VIRTIO_BLK_T_IN:
     case VIRTIO_BLK_T_OUT:
@@ -377,12 +382,25 @@ static int begin(struct pk_blk *b, struct request *r)
     return 0;
 }
 
-/* Take chains while there are any and requests to hold them. */
+/* Whether one more request may begin. When not, all queues are served again once one may. */
+static int may_begin(struct pk_blk *b)
+{
+    uint64_t at = pk_limiter_opens_at(&b->limiter);
+
+    if (at == 0 && b->free != NULL)
+        return 1;
+    if (at != 0)
+        b->io.wake_ns = at;
+    b->starved = 1;
+    return 0;
+}
+
+/* Take chains while there are any and requests may begin. */
 static void take_chains(struct pk_blk *b, uint32_t queue)
 {
     struct pk_virtq *q = &b->io.queues[queue].virtq;
 
-    while (b->free != NULL && !pk_iothread_stopping(&b->io)) {
+    while (!pk_iothread_stopping(&b->io) && may_begin(b)) {
         struct request *r = b->free;
         int result = pk_virtq_pop(q, &r->chain);
         if (result == 0)
@@ -433,20 +451,18 @@ static void serve_queue(struct pk_blk *b, uint32_t queue)
         take_chains(b, queue);
         if (b->ring.fd >= 0)
             pk_uring_submit(&b->ring, 0);
-        int starved = b->free == NULL; /* chains may be left, and nobody will kick for them */
-        reap(b);                       /* what the page cache had is done already */
-        if (starved)
-            b->starved = 1;
+        reap(b); /* what the page cache had is done already */
     } while (!b->starved && !pk_iothread_stopping(&b->io) && pk_virtq_ask_kicks(q));
 }
 
-/* Serve the queues again that ran out of requests, once there are some. */
+/* Serve the queues again that had to wait, once one need not: each in turn is the first. */
 static void serve_starved(struct pk_blk *b)
 {
-    while (b->starved && b->free != NULL && !pk_iothread_stopping(&b->io)) {
+    while (b->starved && !pk_iothread_stopping(&b->io) && may_begin(b)) {
+        uint32_t first = b->first++;
         b->starved = 0;
         for (uint32_t i = 0; i < b->io.num; i++)
-            serve_queue(b, i);
+            serve_queue(b, (first + i) % b->io.num);
     }
 }
 
@@ -493,6 +509,7 @@ int pk_blk_create(const struct pk_blk_config *config, struct pk_blk **ret)
         return -ENOMEM;
     b->config = *config;
     b->writeback = 1;
+    pk_limiter_init(&b->limiter, &config->limits);
     b->ring.fd = -1; /* begin() opens it */
     b->requests = calloc(REQUESTS, sizeof(*b->requests));
     if (b->requests == NULL) {

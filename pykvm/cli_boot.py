@@ -81,9 +81,10 @@ OPTIONS = (
     ),
     Option(
         "--disk",
-        "FILE[,ro][,serial=TEXT][,cache=MODE][,queues=N]",
+        "FILE[,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]",
         "a raw file or block device as the next virtio disk; MODE is writeback, none (O_DIRECT) "
-        "or unsafe (a flush does nothing)",
+        "or unsafe (a flush does nothing); bps and iops limit bytes and requests a second, bps_max "
+        "and iops_max say how much may pass at once",
         repeated=True,
     ),
     Option("--rng", "", "a virtio entropy source"),

@@ -2,6 +2,8 @@
  * without it. */
 #include "driver.h"
 
+#include "ratelimit.h"
+
 #include <fcntl.h>
 #include <linux/virtio_blk.h>
 #include <stdlib.h>
@@ -385,6 +387,60 @@ static void a_stopped_disk_starts_again_where_it_was(void)
     teardown();
 }
 
+static void a_limited_disk_lets_requests_wait(void)
+{
+    setup();
+    config.limits = (struct pk_limits){.ops = 50, .ops_burst = 1};
+    start();
+    uint64_t started = pk_now_ns();
+    for (int i = 0; i < 6; i++)
+        CHECK_EQ(request(VIRTIO_BLK_T_IN, 1, 512), VIRTIO_BLK_S_OK);
+    CHECK(pk_now_ns() - started >= 5 * (1000000000u / 50));
+    teardown();
+}
+
+static void a_disk_that_waits_is_stopped_at_once_and_loses_nothing(void)
+{
+    setup();
+    config.limits = (struct pk_limits){.bytes = 1, .bytes_burst = 1};
+    start();
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 1, 4096), VIRTIO_BLK_S_OK); /* an hour and more to pay for */
+    make_available(0);
+    kick();
+    pk_blk_stop(blk);
+    CHECK_EQ(queues[0].virtq.avail_idx, 1);
+    CHECK_EQ(pk_virtq_start(&queues[0].virtq), 0);
+    CHECK_EQ(pk_blk_start(blk, queues, 1, irq), 0);
+    teardown();
+}
+
+static void every_queue_gets_its_turn_at_a_limited_disk(void)
+{
+    enum { CHAINS = 5, SECOND = 0x40000 };
+    setup();
+    config.limits = (struct pk_limits){.ops = 200, .ops_burst = 1};
+    struct pk_virtq second = queue;
+    second.desc_gpa += SECOND;
+    second.avail_gpa += SECOND;
+    second.used_gpa += SECOND;
+    CHECK_EQ(pk_virtq_start(&second), 0);
+    write_header(VIRTIO_BLK_T_FLUSH, 0);
+    for (uint64_t at = 0; at <= SECOND; at += SECOND) {
+        describe_at(DESC + at, HEADER, 16, NEXT, 1);
+        describe_at(DESC + at + 16, STATUS, 1, WRITE, 0);
+        put16(AVAIL + at + 2, CHAINS); /* head 0, five times */
+    }
+    start();
+    pk_blk_stop(blk);
+    struct pk_queue both[2] = {queues[0], {.virtq = second, .kick_fd = queues[0].kick_fd}};
+    CHECK_EQ(pk_blk_start(blk, both, 2, irq), 0);
+    while (get16(USED + 2) + get16(USED + SECOND + 2) < CHAINS)
+        wait_for_interrupt();
+    CHECK(get16(USED + 2) >= 1);
+    CHECK(get16(USED + SECOND + 2) >= 1);
+    teardown();
+}
+
 int main(void)
 {
     for (no_uring = 0; no_uring < 2; no_uring++) {
@@ -404,6 +460,9 @@ int main(void)
         RUN(as_many_requests_as_there_can_be_are_all_answered);
         RUN(requests_made_before_the_start_are_served);
         RUN(a_stopped_disk_starts_again_where_it_was);
+        RUN(a_limited_disk_lets_requests_wait);
+        RUN(a_disk_that_waits_is_stopped_at_once_and_loses_nothing);
+        RUN(every_queue_gets_its_turn_at_a_limited_disk);
     }
     return 0;
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, Record
+from pykvm.virtio.config.limits import WORDS, Limits, take_limits
 from pykvm.virtio.config.words import number, split
 
 if TYPE_CHECKING:
-    from typing import Final
+    from collections.abc import Callable
+    from typing import Any, Final
 
-USAGE: Final = "--disk FILE[,ro][,serial=TEXT][,cache=MODE][,queues=N]"
+USAGE: Final = "--disk FILE[,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]"
 
 SERIAL_MAX: Final = 20  # bytes: virtio 1.2 §5.2.6 Device Operation, VIRTIO_BLK_T_GET_ID
 
@@ -30,6 +32,7 @@ class DiskConfig(Record):
     serial: str = ""
     cache: str = "writeback"  # one of CACHES
     queues: int = 1  # virtqueues, at most QUEUES_MAX: a driver has one for each CPU
+    limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
@@ -42,6 +45,7 @@ class DiskConfig(Record):
             raise ConfigError(
                 f"--disk: serial={self.serial!r} is longer than {SERIAL_MAX} bytes; shorten it"
             )
+        self.limits.check("--disk")
 
 
 def parse_disk(text: str) -> DiskConfig:
@@ -49,9 +53,9 @@ def parse_disk(text: str) -> DiskConfig:
 
     Raises `ConfigError` naming `--disk`.
     """
-    path, options = split(
-        text, USAGE, flags=("ro",), values={"serial": str, "cache": str, "queues": number}
-    )
+    values: dict[str, Callable[[str], Any]] = {"serial": str, "cache": str, "queues": number}
+    path, options = split(text, USAGE, flags=("ro",), values=values | WORDS)
     if not path:
         raise ConfigError(f"--disk: FILE is missing; write {USAGE}")
-    return DiskConfig(path, options.pop("ro", False), **options)
+    limits = take_limits(options)
+    return DiskConfig(path, options.pop("ro", False), limits=limits, **options)

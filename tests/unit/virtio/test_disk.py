@@ -10,6 +10,7 @@ from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
 from pykvm.virtio.blk import CONFIG, WRITEBACK, Blk
 from pykvm.virtio.config.disk import DiskConfig, parse_disk
+from pykvm.virtio.config.limits import Limits
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,8 @@ from pykvm.virtio.config.disk import DiskConfig, parse_disk
         ("a,serial=x y,cache=none", DiskConfig("a", serial="x y", cache="none")),
         ("a,queues=4", DiskConfig("a", queues=4)),
         ("a,,b,ro", DiskConfig("a,b", read_only=True)),
+        ("a,bps=10M,iops=500", DiskConfig("a", limits=Limits(bps=10 << 20, iops=500))),
+        ("a,iops=2k,iops_max=9", DiskConfig("a", limits=Limits(iops=2048, iops_max=9))),
     ],
 )
 def test_a_disk_is_a_file_and_its_options(text: str, config: DiskConfig) -> None:
@@ -38,11 +41,27 @@ def test_a_disk_is_a_file_and_its_options(text: str, config: DiskConfig) -> None
         "a,format=raw",
         "a,queues=9",
         "a,queues=²",
+        "a,bps=fast",
+        "a,bps=0",
+        "a,iops=-1",
+        "a,bps=M",
+        "a,bps_max=1M",
+        "a,bps=9999999999G",
     ],
 )
 def test_wrong_options_are_refused_by_name(text: str) -> None:
     with pytest.raises(ConfigError, match="--disk"):
         parse_disk(text)
+
+
+def test_a_burst_is_a_tenth_of_a_second_unless_it_is_given() -> None:
+    assert Limits(bps=1000, iops=5).for_c() == {
+        "bytes": 1000,
+        "bytes_burst": 100,
+        "ops": 5,
+        "ops_burst": 1,
+    }
+    assert Limits(bps=1000, bps_max=7).for_c()["bytes_burst"] == 7
 
 
 def test_a_file_that_cannot_be_opened_is_the_users_mistake(tmp_path: Path) -> None:
