@@ -20,8 +20,13 @@ FLOOR = Path(__file__).resolve().parent / "floor"
 BUILD = Path(tempfile.mkdtemp(prefix="pykvm-bench-"))  # removed by main()
 
 CFLAGS = {
-    "program": ["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+    "program": ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread"],
     "flat": ["-m32", "-nostdlib", "-static", "-no-pie", "-Wl,--oformat=binary,-Ttext=0x100000"],
+    "flat-c": [
+        *("-m32", "-ffreestanding", "-O2", "-fno-pic", "-fno-stack-protector", "-mgeneral-regs-only"),
+        *("-nostdlib", "-static", "-no-pie", "-Wall", "-Wextra"),
+        "-Wl,--oformat=binary,-Ttext=0x100000,--build-id=none",
+    ],
     "elf": ["-m32", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none,-Ttext=0x100000"],
     "rom": ["-m32", "-nostdlib", "-static", "-no-pie", "-Wl,--oformat=binary,-Ttext=0"],
 }

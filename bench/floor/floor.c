@@ -4,6 +4,8 @@
  *     floor create GUEST SIZE    ns to make a machine up to its first exit, then ns to destroy it;
  *                                a fourth argument is a rest before it, in microseconds
  *     floor start GUEST SIZE     print what the guest writes to COM1 until it writes to 0xf4
+ *     floor echo GUEST SIZE [FILE BYTES]    as exits, for ring.c: a thread answers each write to
+ * its notify register with an interrupt, and reads from FILE before
  *
  * GUEST is a flat binary, entered at 1 MiB in 32-bit protected mode, paging off; SIZE its memory in
  * bytes. The machine is the one that pykvm makes: memfd memory, one memslot, in-kernel irqchip and
@@ -13,10 +15,12 @@
 #include <err.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -25,8 +29,10 @@
 #define ENTRY           0x100000
 #define COM1            0x3F8
 #define DEBUG_EXIT      0xF4
-#define MARK            0x540 /* as in exits.S */
-#define LAPS            125   /* as in exits.py */
+#define MARK            0x540      /* as in exits.S */
+#define LAPS            125        /* as in exits.py */
+#define NOTIFY          0xD0000050 /* as in ring.c, and its GSI */
+#define NOTIFY_GSI      16
 #define CPUID_ENTRIES   256
 #define MTRR_DEF_TYPE   0x2FF
 #define MTRR_WRITE_BACK (1 << 11 | 6)
@@ -165,6 +171,50 @@ static int bench_exits(struct machine *m)
     return 0;
 }
 
+/* The device of `echo`: from ioeventfd to irqfd, and nothing between but the file. */
+struct echo {
+    int kick, call, file;
+    size_t size;
+    void *buffer;
+};
+
+static void *answer(void *argument)
+{
+    struct echo *echo = argument;
+    uint64_t count;
+
+    while (read(echo->kick, &count, sizeof(count)) == sizeof(count)) {
+        if (echo->file >= 0 && pread(echo->file, echo->buffer, echo->size, 0) < 0)
+            err(125, "pread");
+        count = 1;
+        if (write(echo->call, &count, sizeof(count)) < 0)
+            err(125, "eventfd");
+    }
+    return NULL;
+}
+
+static void add_echo(struct machine *m, const char *file, const char *size)
+{
+    static struct echo echo;
+    pthread_t thread;
+
+    echo = (struct echo){.kick = eventfd(0, 0), .call = eventfd(0, EFD_NONBLOCK), .file = -1};
+    if (file != NULL) {
+        echo.size = strtoul(size, NULL, 0);
+        echo.buffer = malloc(echo.size);
+        echo.file = open(file, O_RDONLY);
+        if (echo.file < 0 || echo.buffer == NULL)
+            err(125, "%s", file);
+    }
+    struct kvm_ioeventfd ioeventfd = {
+        .addr = NOTIFY, .len = 4, .fd = echo.kick, .flags = KVM_IOEVENTFD_FLAG_DATAMATCH};
+    CALL(m->vm, KVM_IOEVENTFD, &ioeventfd);
+    struct kvm_irqfd irqfd = {.fd = (uint32_t)echo.call, .gsi = NOTIFY_GSI};
+    CALL(m->vm, KVM_IRQFD, &irqfd);
+    if (pthread_create(&thread, NULL, answer, &echo) != 0)
+        errx(125, "pthread_create");
+}
+
 static int bench_start(struct machine *m)
 {
     unsigned port;
@@ -178,12 +228,12 @@ static int bench_start(struct machine *m)
 
 int main(int argc, char **argv)
 {
-    static uint8_t guest[4096];
+    static uint8_t guest[1 << 16];
     struct machine m;
     int warm = 0; /* create: the second machine of the process is measured, as in create.py */
 
     if (argc < 4)
-        errx(125, "usage: floor exits|create|start GUEST SIZE [REST]");
+        errx(125, "usage: floor exits|echo|create|start GUEST SIZE [REST]");
     int fd = open(argv[2], O_RDONLY);
     ssize_t guest_size = read(fd, guest, sizeof(guest));
     if (guest_size <= 0)
@@ -193,6 +243,10 @@ int main(int argc, char **argv)
     for (;;) {
         uint64_t started = now_ns();
         create(&m, guest, (size_t)guest_size, size);
+        if (strcmp(argv[1], "echo") == 0) {
+            add_echo(&m, argc > 5 ? argv[4] : NULL, argv[argc - 1]);
+            return bench_exits(&m);
+        }
         if (strcmp(argv[1], "exits") == 0)
             return bench_exits(&m);
         if (strcmp(argv[1], "start") == 0)
