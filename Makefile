@@ -2,6 +2,8 @@
 #
 #   make demo    boot a Linux guest to its init, in the lab where this host's KVM cannot
 #   make test    check the code's form and run every test: what CI runs
+#   make fuzz    search for inputs that break the C core, FUZZ_S seconds a target (default: 60)
+#   make soak    the tests that take hours; SOAK names one file or several of tests/soak
 #   make clean   remove what both made in this folder
 
 PYTHON ?= python3
@@ -19,7 +21,7 @@ DEMO_NEEDS := gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-sys
               $(call python_path,stdlib)/ensurepip/__init__.py=python3-venv
 TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git
 
-.PHONY: demo test clean host-for-demo host-for-test
+.PHONY: demo test fuzz soak clean host-for-demo host-for-test
 
 demo: .venv/for-demo
 	$(BIN)/pykvm boot --lab -c 2
@@ -31,6 +33,12 @@ test: .venv/for-test
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/pytest -n 2 --ignore=tests/linux
 	$(BIN)/pytest tests/linux
+
+fuzz: .venv/for-test
+	$(BIN)/python tests/c/fuzz.py $(or $(FUZZ_S),60)
+
+soak: .venv/for-test
+	$(BIN)/pytest $(or $(SOAK),tests/soak)
 
 clean:
 	rm -rf .venv build *.egg-info pykvm/*.so pykvm/guests csrc/_core.c

@@ -23,7 +23,14 @@ CFLAGS = {
     "program": ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread"],
     "flat": ["-m32", "-nostdlib", "-static", "-no-pie", "-Wl,--oformat=binary,-Ttext=0x100000"],
     "flat-c": [
-        *("-m32", "-ffreestanding", "-O2", "-fno-pic", "-fno-stack-protector", "-mgeneral-regs-only"),
+        *(
+            "-m32",
+            "-ffreestanding",
+            "-O2",
+            "-fno-pic",
+            "-fno-stack-protector",
+            "-mgeneral-regs-only",
+        ),
         *("-nostdlib", "-static", "-no-pie", "-Wall", "-Wextra"),
         "-Wl,--oformat=binary,-Ttext=0x100000,--build-id=none",
     ],
@@ -65,14 +72,14 @@ def compiled(source: str, kind: str, **defines: object) -> Path:
 
 
 def interleaved(
-    rivals: Mapping[str, Callable[[], tuple[float, ...]]], rounds: int
+    rivals: Mapping[str, Callable[[], tuple[float, ...]]], rounds: int, *, warm: bool = True
 ) -> tuple[Samples, ...]:
-    """Measure every rival once a round, in turn; the first round only warms caches.
+    """Measure every rival once a round, in turn; with `warm`, a first round only warms caches.
 
     A measurement has one figure or several, such as creating and destroying; each has its samples.
     """
     values: dict[str, list[tuple[float, ...]]] = {name: [] for name in rivals}
-    for number in range(rounds + 1):
+    for number in range(0 if warm else 1, rounds + 1):
         for name, measure in rivals.items():
             figures = measure()
             if number > 0:

@@ -1,4 +1,4 @@
-"""What one disk request costs, from kick to interrupt, without Linux: pykvm beside a bare echo in C.
+"""What a disk request costs, kick to interrupt, without Linux: pykvm beside a bare echo in C.
 
     python bench/ring.py [--bytes N] [--rounds N] [--json FILE]
 
@@ -14,7 +14,6 @@ import tempfile
 from argparse import Namespace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
 from exits import LAPS, MARK, MEMORY, Mark, raw_us

@@ -9,6 +9,7 @@
 #include "core.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 #include "check.h"
 
@@ -54,6 +55,21 @@ static inline void setup_queue(uint32_t size)
         .size = size,
         .indirect = 1,
     };
+    CHECK_EQ(pk_virtq_start(&queue), 0);
+}
+
+/* Let what is next to guest memory be unmapped, so that no byte too many goes unseen: the kernel
+ * (io_uring, preadv) gets EFAULT there, and we a signal. */
+static inline void fence_memory(void)
+{
+    size_t page = 4096;
+    uint8_t *room = mmap(NULL, MEMORY + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    CHECK(room != MAP_FAILED);
+    munmap(memory.hva, MEMORY);
+    memory.hva =
+        mmap(room + page, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory.fd, 0);
+    CHECK(memory.hva == room + page);
     CHECK_EQ(pk_virtq_start(&queue), 0);
 }
 

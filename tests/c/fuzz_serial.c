@@ -1,11 +1,8 @@
 /* Any sequence of register accesses, taken and given bytes, saves and loads: what must always hold.
- *
- * Each input byte pair is one step. LLVMFuzzerTestOneInput is libFuzzer's name, so the same file is
- * a libFuzzer target (clang -fsanitize=fuzzer -DLIBFUZZER); here main() makes the inputs, the same
- * ones every time, for as many rounds as its argument says.
- */
+ * Each input byte pair is one step. */
 #include <string.h>
 
+#include "fuzz.h"
 #include "uart.h"
 
 /* What the guest sent and the host has not taken; what was given and the guest has not read. */
@@ -91,8 +88,6 @@ static void step(uint8_t action, uint8_t byte)
         CHECK_EQ(id, IIR_RDA);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     sent_head = sent_count = 0;
@@ -105,22 +100,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     return 0;
 }
 
-#ifndef LIBFUZZER
-int main(int argc, char **argv)
-{
-    long rounds = argc > 1 ? strtol(argv[1], NULL, 10) : 100;
-    uint64_t seed = 0x9e3779b97f4a7c15;
-    for (long round = 0; round < rounds; round++) {
-        uint8_t data[512];
-        for (size_t i = 0; i < sizeof(data); i++) {
-            seed ^= seed << 13; /* xorshift64: Marsaglia, "Xorshift RNGs" */
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            data[i] = (uint8_t)(seed >> 32);
-        }
-        LLVMFuzzerTestOneInput(data, sizeof(data));
-    }
-    printf("ok %ld rounds\n", rounds);
-    return 0;
-}
-#endif
+FUZZ_MAIN(100, 512)

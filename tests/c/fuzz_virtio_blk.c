@@ -1,14 +1,13 @@
-/* A hostile driver: any bytes as descriptors, rings, request headers and segments. What must hold:
- * the disk ends every round, keeps its size and its last sector (which no sound request reaches),
- * answers no more than was asked, and touches nothing outside the guest's memory.
+/* A hostile driver: any bytes as descriptors, rings, request headers and segments, the rings on top
+ * of one another. What must hold: the disk ends every round, keeps its size and its last sector
+ * (which no sound request reaches), answers no more than was asked, and touches nothing outside the
+ * guest's memory, which has unmapped pages around it.
  *
- * Each input is one guest memory. LLVMFuzzerTestOneInput is libFuzzer's name, so the same file is a
- * libFuzzer target (clang -fsanitize=fuzzer -DLIBFUZZER); here main() makes the inputs, the same
- * ones every time, for as many rounds as its argument says.
- *
- * The functions of iothread.c stand here too: no thread, so a round is over when serve() returns.
+ * Each input is one guest memory. The functions of iothread.c stand here too: no thread, so a round
+ * is over when serve() returns.
  */
 #include "driver.h"
+#include "fuzz.h"
 #include "iothread.h"
 
 #include <linux/virtio_blk.h>
@@ -20,8 +19,12 @@
 #define SECTORS 32u /* of the file; the disk has one less */
 #define SIZE    16u
 
+/* A driver that puts its used ring over its available ring gets answers to what it never asked, for
+ * as long as it likes: until it stops the disk. */
+#define PATIENCE 300u
+
 static struct pk_iothread *io;
-static uint32_t faults;
+static uint32_t faults, looks;
 
 int pk_iothread_start(struct pk_iothread *started, const char *name)
 {
@@ -39,7 +42,7 @@ void pk_iothread_stop(struct pk_iothread *stopped)
 int pk_iothread_stopping(const struct pk_iothread *running)
 {
     (void)running;
-    return 0;
+    return ++looks > PATIENCE;
 }
 
 void pk_iothread_notify(struct pk_iothread *running, uint32_t number)
@@ -54,33 +57,30 @@ void pk_iothread_report_fault(struct pk_iothread *running)
 }
 
 static int file = -1;
-static struct pk_blk *disks[2]; /* with io_uring, where there is one, and without */
+
+/* With io_uring, where there is one, and without; past the page cache; not to be written. */
+static const struct pk_blk_config CONFIGS[] = {
+    {.align = 1},
+    {.align = 512, .no_uring = 1},
+    {.align = 512, .unsafe = 1},
+    {.align = 1, .read_only = 1, .limits = {.ops = 1000000000, .ops_burst = 1000000}},
+};
+#define DISKS (sizeof(CONFIGS) / sizeof(CONFIGS[0]))
+static struct pk_blk *disks[DISKS];
 
 static void setup(void)
 {
     setup_queue(SIZE);
+    fence_memory();
     file = memfd_create("disk", MFD_CLOEXEC);
     CHECK_EQ(ftruncate(file, SECTORS * 512), 0);
     CHECK_EQ(pwrite(file, "last", 4, (SECTORS - 1) * 512), 4);
-    for (uint32_t i = 0; i < 2; i++) {
-        struct pk_blk_config config = {
-            .fd = file, .sectors = SECTORS - 1, .align = i ? 512 : 1, .no_uring = i};
+    for (uint32_t i = 0; i < DISKS; i++) {
+        struct pk_blk_config config = CONFIGS[i];
+        config.fd = file;
+        config.sectors = SECTORS - 1;
         CHECK_EQ(pk_blk_create(&config, &disks[i]), 0);
     }
-}
-
-/* Bytes of the input, zeros when it is used up. */
-struct input {
-    const uint8_t *data;
-    size_t size;
-};
-
-static uint32_t take(struct input *in)
-{
-    if (in->size == 0)
-        return 0;
-    in->size--;
-    return *in->data++;
 }
 
 /* A number that is sound most of the time, and else at a boundary or anything. */
@@ -126,12 +126,29 @@ static void fill_request(struct input *in, uint64_t table, unsigned first, uint6
     fill_descriptor(in, table + 16 * (first + 2), header + 16, 1, WRITE, 0);
 }
 
+/* Move a ring now and then; returns whether what the device writes is still its own. */
+static int place_rings(struct input *in, struct pk_virtq *q)
+{
+    static const uint64_t PLACES[] = {AVAIL,          DESC,  BUFFERS, BUFFERS + 0x1000,
+                                      MEMORY - 0x200, 0x2800};
+    uint32_t choice = take(in);
+
+    if (choice < 0xc0)
+        return 1;
+    q->used_gpa = PLACES[choice % 6];
+    if (choice & 0x20)
+        q->size = 1u << (choice % 10); /* 512 is too large */
+    pk_virtq_start(q);
+    return 0;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (file < 0)
         setup();
     struct input in = {data, size};
-    struct pk_blk *disk = disks[take(&in) & 1];
+    struct pk_blk *disk = disks[take(&in) % DISKS];
+    memset(pk_mem_ptr(&memory, 0, BUFFERS), 0, BUFFERS); /* a round depends on its input alone */
     for (unsigned i = 0; i < SIZE / 3; i++)
         fill_request(&in, DESC, 3 * i, BUFFERS + 0x4000 * i);
     fill_request(&in, 0x2800, 0, BUFFERS + 0x4000 * (SIZE / 3));
@@ -145,7 +162,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct pk_queue queues[1] = {{.virtq = queue, .kick_fd = -1}};
     queues[0].virtq.indirect = take(&in) & 1;
     queues[0].virtq.event_idx = take(&in) & 1;
-    faults = 0;
+    int apart = place_rings(&in, &queues[0].virtq);
+    faults = looks = 0;
     CHECK_EQ(pk_blk_start(disk, queues, 1, NULL), 0);
     io->serve(io->device, 0);
     pk_blk_stop(disk); /* reaps what is in flight */
@@ -156,27 +174,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     CHECK_EQ(status.st_size, SECTORS * 512);
     CHECK_EQ(pread(file, last, 4, (SECTORS - 1) * 512), 4);
     CHECK(memcmp(last, "last", 4) == 0);
+    if (!apart)
+        return 0;
     CHECK(queues[0].virtq.used_idx <= (asked <= SIZE ? asked : 0));
     CHECK_EQ(queues[0].virtq.used_idx,
              queues[0].virtq.avail_idx - (faults && queues[0].virtq.fault == PK_VIRTQ_BAD_REQUEST));
     return 0;
 }
 
-#ifndef LIBFUZZER
-int main(int argc, char **argv)
-{
-    uint32_t rounds = argc > 1 ? (uint32_t)atoi(argv[1]) : 4000;
-    uint32_t state = 1;
-    static uint8_t input[4096];
-
-    for (uint32_t round = 0; round < rounds; round++) {
-        for (size_t i = 0; i < sizeof(input); i++) {
-            state = state * 1664525 + 1013904223; /* any generator will do: this one is short */
-            input[i] = (uint8_t)(state >> 24);
-        }
-        LLVMFuzzerTestOneInput(input, sizeof(input));
-    }
-    puts("ok any_memory_is_survived");
-    return 0;
-}
-#endif
+FUZZ_MAIN(3000, 1024)

@@ -1,7 +1,8 @@
 """The C core without Python: each program of this folder, built with sanitizers, is one test.
 
 csrc/ becomes a static library with every warning an error, so a program may put a function of its
-own in a file's place (uart.h does). A new test_*.c or fuzz_*.c is found by itself.
+own in a file's place (uart.h does). A new test_*.c or fuzz_*.c is found by itself, and so is what
+corpus/fuzz_NAME/ holds: inputs that fuzz_NAME.c must survive.
 """
 
 from __future__ import annotations
@@ -13,23 +14,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import cbuild
 import pytest
-
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
-SOURCES = sorted(path for path in CSRC.glob("*.c") if path.name != "_core.c")  # cffi's, not ours
-PROGRAMS = sorted([*HERE.glob("test_*.c"), *HERE.glob("fuzz_*.c")])
+from cbuild import FUZZERS, HERE, PROGRAMS, SANITIZERS, SOURCES
 
 COMPILERS = ("gcc", "clang")
-WARNINGS = (
-    *("-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes"),
-    "-Werror",
-)
-SANITIZERS = {
-    "memory": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-    # gcc's says that it does not know fences; acquire and release order what ours do, too.
-    "threads": ("-fsanitize=thread", "-Wno-tsan"),
-}
 THREADED = (
     "test_serial_threads",
     "test_vcpu",
@@ -52,13 +41,6 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str
     )
 
 
-def compile_c(compiler: str, *arguments: str) -> None:
-    if shutil.which(compiler) is None:
-        pytest.skip(f"{compiler} is not installed")
-    result = run([compiler, "-g", *WARNINGS, f"-I{CSRC}", *arguments])
-    assert result.returncode == 0, result.stderr
-
-
 @functools.cache
 def unrandomized() -> tuple[str, ...]:
     """A prefix without address randomization, which old sanitizers do not survive where the kernel
@@ -74,21 +56,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     @functools.cache
     def library(sanitizer: str) -> Path:
         folder = tmp_path_factory.mktemp(sanitizer)
-        objects = [folder / f"{source.stem}.o" for source in SOURCES]
-        for source, target in zip(SOURCES, objects, strict=True):
-            flags = SANITIZERS[sanitizer]
-            compile_c("gcc", "-O1", *flags, "-c", str(source), "-o", str(target))
-        archive = folder / "libcsrc.a"
-        result = run(["ar", "rcs", str(archive), *map(str, objects)])
-        assert result.returncode == 0, result.stderr
-        return archive
+        return cbuild.build_library(folder, "gcc", *SANITIZERS[sanitizer])
 
+    @functools.cache
     def program(sanitizer: str, source: Path) -> Path:
-        archive = library(sanitizer)
-        target = archive.with_name(source.stem)
-        inputs = (str(source), str(archive), "-pthread")
-        compile_c("gcc", "-O1", *SANITIZERS[sanitizer], *inputs, "-o", str(target))
-        return target
+        return cbuild.build_program(library(sanitizer), source, "gcc", *SANITIZERS[sanitizer])
 
     return program
 
@@ -98,8 +70,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 def test_c_source_compiles_optimized_without_a_warning(
     compiler: str, source: Path, tmp_path: Path
 ) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
     # As the package is built: -O2 finds what -O1 does not, -DNDEBUG comes from Python's own flags.
-    compile_c(compiler, "-O2", "-DNDEBUG", "-c", str(source), "-o", str(tmp_path / "object"))
+    target = tmp_path / "object"
+    cbuild.compile_c(compiler, "-O2", "-DNDEBUG", "-c", str(source), "-o", str(target))
 
 
 VARIANTS = [
@@ -110,11 +85,10 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("sanitizer", "source"), VARIANTS)
-def test_c_program_passes(build: Build, sanitizer: str, source: Path) -> None:
-    program = build(sanitizer, source)
+def passes(program: Path, *arguments: str) -> None:
+    """Run it; skip when it says so."""
     result = run(
-        [*unrandomized(), str(program)],
+        [*unrandomized(), str(program), *arguments],
         ASAN_OPTIONS="detect_leaks=1:abort_on_error=0",
         UBSAN_OPTIONS="print_stacktrace=1",
         TSAN_OPTIONS="halt_on_error=1",
@@ -122,3 +96,15 @@ def test_c_program_passes(build: Build, sanitizer: str, source: Path) -> None:
     if result.returncode == SKIPPED:
         pytest.skip(result.stdout.strip())
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(("sanitizer", "source"), VARIANTS)
+def test_c_program_passes(build: Build, sanitizer: str, source: Path) -> None:
+    passes(build(sanitizer, source))
+
+
+@pytest.mark.parametrize("source", FUZZERS, ids=lambda path: path.stem)
+def test_what_a_fuzzer_found_is_survived(build: Build, source: Path) -> None:
+    corpus = sorted(map(str, (HERE / "corpus" / source.stem).iterdir()))
+    assert corpus, "make fuzz fills it"
+    passes(build("memory", source), *corpus)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pykvm._core import ffi, lib
 from pykvm.memory import GuestMemory
@@ -180,3 +182,93 @@ def test_kicks_are_refused_by_the_flag(memory: GuestMemory) -> None:
     assert memory.read(USED, 2) == b"\1\0"
     queue.ask_kicks()
     assert memory.read(USED, 2) == b"\0\0"
+
+
+class TwoQueues(RuleBasedStateMachine):
+    """The C queue and the Python queue side by side, each in a memory of its own; the rings may lie
+    on one another. Whatever is done to both, they answer the same and leave the same bytes."""
+
+    @initialize(
+        size=st.sampled_from([8, 4, 1]),
+        places=st.just((DESC, AVAIL, USED))
+        | st.tuples(*[st.sampled_from([DESC, AVAIL, USED, TABLE, BUFFERS, MEMORY - 0x100])] * 3),
+        features=st.tuples(st.booleans(), st.booleans()),
+    )
+    def start(self, size: int, places: tuple[int, int, int], features: tuple[bool, bool]) -> None:
+        self.memories = [GuestMemory(MEMORY), GuestMemory(MEMORY)]
+        self.ring = Ring(size, *places, *features)
+        self.c, self.python = (
+            c_queue(self.memories[0], self.ring),
+            Queue(self.memories[1], self.ring),
+        )
+        assert lib.pk_virtq_start(self.c) == 0
+        self.taken = [0]
+
+    @rule(
+        at=st.sampled_from([DESC, AVAIL, USED, TABLE]),
+        offset=st.integers(0, 80),
+        data=st.binary(max_size=8),
+    )
+    def scribble(self, at: int, offset: int, data: bytes) -> None:
+        for memory in self.memories:
+            memory.write(at + offset, data)
+
+    @rule(index=st.integers(0, SIZE - 1), descriptor=descriptors, indirect=st.booleans())
+    def describe(self, index: int, descriptor: bytes, indirect: bool) -> None:
+        for memory in self.memories:
+            memory.write((TABLE if indirect else self.ring.desc) + 16 * index, descriptor)
+
+    @rule(head=indices, count=st.integers(1, 3))
+    def offer(self, head: int, count: int) -> None:
+        for memory in self.memories:
+            (idx,) = struct.unpack("<H", memory.read(self.ring.avail + 2, 2))
+            for n in range(idx, idx + count):
+                at = self.ring.avail + 4 + 2 * (n % self.ring.size)
+                memory.write(at, struct.pack("<H", head))
+            memory.write(self.ring.avail + 2, struct.pack("<H", idx + count & 0xFFFF))
+
+    @rule()
+    def pop(self) -> None:
+        taken = python_pop(self.python)
+        assert c_pop(self.memories[0], self.c) == taken
+        if isinstance(taken, Chain):
+            self.taken.append(taken.head)
+
+    @rule(size=st.integers(0, (1 << 32) - 1), which=st.integers(0, 9))
+    def push(self, size: int, which: int) -> None:
+        head = self.taken[which % len(self.taken)]
+        self.python.push(head, size)
+        lib.pk_virtq_push(self.c, head, size)
+
+    @rule()
+    def ask(self) -> None:
+        assert bool(lib.pk_virtq_ask_kicks(self.c)) == self.python.ask_kicks()
+
+    @rule()
+    def refuse(self) -> None:
+        lib.pk_virtq_refuse_kicks(self.c)
+        self.python.refuse_kicks()
+
+    @rule()
+    def interrupt(self) -> None:
+        assert bool(lib.pk_virtq_wants_interrupt(self.c)) == self.python.wants_interrupt()
+
+    @invariant()
+    def same_bytes(self) -> None:
+        if hasattr(self, "ring"):
+            one, other = (memory.read(0, MEMORY) for memory in self.memories)
+            assert one == other
+            assert (self.c.avail_idx, self.c.used_idx) == (
+                self.python.avail_idx,
+                self.python.used_idx,
+            )
+
+    def teardown(self) -> None:
+        for memory in getattr(self, "memories", ()):
+            memory.close()
+
+
+TwoQueues.TestCase.settings = settings(
+    max_examples=int(os.environ.get("PYKVM_CASES", "60")), stateful_step_count=25
+)
+TestTwoQueues = TwoQueues.TestCase
