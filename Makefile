@@ -19,7 +19,8 @@ python_path = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("
 DEMO_NEEDS := gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-system-x86 \
               $(call python_path,include)/Python.h=python3-dev \
               $(call python_path,stdlib)/ensurepip/__init__.py=python3-venv
-TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git
+TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git qemu-img=qemu-utils \
+              qemu-storage-daemon=qemu-system-common
 
 .PHONY: demo test fuzz soak clean host-for-demo host-for-test
 

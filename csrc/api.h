@@ -199,6 +199,14 @@ uint32_t pk_interrupt_pending(struct pk_interrupt *irq); /* enum pk_isr, several
 /* Clear bits; the line falls with the last. Returns what was pending. */
 uint32_t pk_interrupt_ack(struct pk_interrupt *irq, uint32_t bits);
 
+/* ── relay.c: interrupts sent by another process ────────────────────────────────────────────── */
+
+struct pk_relay;
+/* A thread that raises cause 1 + n whenever `call_fds[n]`, a non-blocking eventfd, is written. */
+int pk_relay_create(struct pk_interrupt *irq, const int *call_fds, uint32_t num,
+                    struct pk_relay **ret);
+void pk_relay_destroy(struct pk_relay *relay);
+
 /* ── iothread.c and the data planes: one thread per device ──────────────────────────────────── */
 
 /* One queue of a running device. The array outlives the thread. */

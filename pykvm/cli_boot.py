@@ -81,8 +81,10 @@ OPTIONS = (
     ),
     Option(
         "--disk",
-        "FILE[,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]",
-        "a raw file or block device as the next virtio disk; MODE is writeback, none (O_DIRECT) "
+        "FILE[,format=NAME][,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]",
+        "a file or block device as the next virtio disk; NAME is raw, or qcow2 and others that "
+        "qemu-storage-daemon has; in place of FILE, vhost-user=SOCKET is a back end of your own; "
+        "MODE is writeback, none (O_DIRECT) "
         "or unsafe (a flush does nothing); bps and iops limit bytes and requests a second, bps_max "
         "and iops_max say how much may pass at once",
         repeated=True,

@@ -29,7 +29,12 @@ PciPlace = tuple[int, int]  # and slot, GSI
 def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
     """The devices that the configuration asks for, in the order the guest finds them."""
     for disk in machine.config.disks:
-        yield Blk(machine.memory, disk)
+        if disk.is_vhost:
+            from pykvm.virtio.vhostblk import VhostBlk
+
+            yield VhostBlk(machine.memory, disk)
+        else:
+            yield Blk(machine.memory, disk)
     if machine.config.rng:
         yield Rng(machine.memory)
 

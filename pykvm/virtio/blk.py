@@ -51,6 +51,17 @@ WRITEBACK: Final = 32  # offset of the one byte the driver may write
 MAX_SEGMENTS: Final = 16  # of one discard or write zeroes: as csrc/virtio_blk.c takes
 MAX_CLEARED: Final = 1 << 22  # sectors of one segment: 2 GiB
 
+# Images in other formats, by (offset, magic).
+IMAGES: Final = {
+    "qcow2": (0, b"QFI\xfb"),
+    "qed": (0, b"QED\0"),
+    "vdi": (64, b"\x7f\x10\xda\xbe"),
+    "vhdx": (0, b"vhdxfile"),
+    "vmdk": (0, b"KDMV"),
+    "vpc": (0, b"conectix"),
+    "parallels": (0, b"WithouFreSpacExt"),
+}
+
 
 class Blk(VirtioDevice):
     """A disk backed by a raw file or a block device, which is locked while it is in use.
@@ -63,9 +74,11 @@ class Blk(VirtioDevice):
     def __init__(self, memory: GuestMemory, config: DiskConfig) -> None:
         self.name = f"disk {config.path}"
         self.config = config
-        self._fd = _open(config)
+        self._fd = open_file(config)
         try:
-            _lock(self._fd, config)
+            if not config.format:
+                _refuse_image(config.path)
+            lock_file(self._fd, config)
             self.sectors = os.lseek(self._fd, 0, os.SEEK_END) // SECTOR
             self.block_size = _block_size(self._fd) if config.cache == "none" else SECTOR
             self._handle = self._create()
@@ -156,7 +169,8 @@ class Blk(VirtioDevice):
 # ── the file ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _open(config: DiskConfig) -> int:
+def open_file(config: DiskConfig) -> int:
+    """The file or block device as `config` wants it. Raises `ConfigError` naming the remedy."""
     flags = os.O_CLOEXEC | (os.O_RDONLY if config.read_only else os.O_RDWR)
     if config.cache == "none":
         flags |= os.O_DIRECT
@@ -179,7 +193,20 @@ def _open(config: DiskConfig) -> int:
     return fd
 
 
-def _lock(fd: int, config: DiskConfig) -> None:
+def _refuse_image(path: str) -> None:
+    """Raise `ConfigError` for an image that is not raw: as a raw disk the guest would see, and
+    write over, what the format keeps there."""
+    with open(path, "rb") as file:
+        start = file.read(SECTOR)
+    for name, (offset, magic) in IMAGES.items():
+        if start[offset : offset + len(magic)] == magic:
+            raise ConfigError(
+                f"--disk: {path} is a {name} image; add format={name}, or format=raw if the guest "
+                "is to see its bytes as they are"
+            )
+
+
+def lock_file(fd: int, config: DiskConfig) -> None:
     """One writer, or many readers: two guests that write to one disk destroy it."""
     import fcntl
 

@@ -127,24 +127,46 @@ class Queue:
         """Take the next chain, or None when there is none."""
         if self.fault:
             raise QueueError(self.fault)
-        count = self._load_avail_idx() - self.avail_idx & 0xFFFF
+        count = self.load_avail_idx() - self.avail_idx & 0xFFFF
         if count == 0:
             return None
         if count > self.ring.size:
             raise self._failed(Fault.BAD_AVAIL)
-        entry = RING + U16.size * (self.avail_idx % self.ring.size)
-        (head,) = U16.unpack_from(self._avail, entry)
-        chain = self._follow(head)
+        chain = self.follow(self.available(self.avail_idx))
         self.avail_idx = self.avail_idx + 1 & 0xFFFF
         return chain
 
-    def _load_avail_idx(self) -> int:
-        (idx,) = U16.unpack_from(self._avail, IDX)
-        return int(idx)
+    def available(self, idx: int) -> int:
+        """The head at free-running index `idx` of the available ring."""
+        entry = RING + U16.size * (idx % self.ring.size)
+        return int(U16.unpack_from(self._avail, entry)[0])
 
-    def _follow(self, head: int) -> Chain:
-        """Copy and check a chain. It ends: every turn adds one of at most `size` buffers, or enters
-        an indirect table, which happens once."""
+    def used(self, idx: int) -> int:
+        """The head at free-running index `idx` of the used ring, cut to 16 bits."""
+        entry = RING + USED_ELEMENT.size * (idx % self.ring.size)
+        return int(U16.unpack_from(self._used, entry)[0])
+
+    def place(self, head: int) -> int:
+        """The gpa in the descriptor `head`: of a chain's first buffer, or of its indirect table."""
+        if head >= self.ring.size:
+            raise self._failed(Fault.BAD_INDEX)
+        return int(DESCRIPTOR.unpack_from(self._desc, DESCRIPTOR.size * head)[0])
+
+    def load_used_event(self) -> int:
+        """With VIRTIO_F_EVENT_IDX, what the driver wants to be told of: used_event."""
+        return int(U16.unpack_from(self._avail, self._used_event)[0])
+
+    def load_used_idx(self) -> int:
+        """How far the device is, when another process has been it."""
+        return int(U16.unpack_from(self._used, IDX)[0])
+
+    def load_avail_idx(self) -> int:
+        """How far the driver is."""
+        return int(U16.unpack_from(self._avail, IDX)[0])
+
+    def follow(self, head: int) -> Chain:
+        """Copy and check the chain at `head`. It ends: every turn adds one of at most `size`
+        buffers, or enters an indirect table, which happens once."""
         table, num, in_indirect = self._desc, self.ring.size, False
         out: list[tuple[int, int]] = []
         in_: list[tuple[int, int]] = []
@@ -220,7 +242,7 @@ class Queue:
             U16.pack_into(self._used, self._avail_event, self.avail_idx)
         else:
             U16.pack_into(self._used, FLAGS, 0)
-        return self._load_avail_idx() != self.avail_idx
+        return self.load_avail_idx() != self.avail_idx
 
     def refuse_kicks(self) -> None:
         """Tell the driver not to bother."""

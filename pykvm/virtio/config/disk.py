@@ -1,4 +1,7 @@
-"""``--disk``: a file or block device of the host as a virtio disk. The device is `virtio.blk`."""
+"""``--disk``: a file or block device of the host as a virtio disk.
+
+The device is `virtio.blk`, for the formats of QEMU's and other back ends `virtio.vhostblk`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
-USAGE: Final = "--disk FILE[,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]"
+USAGE: Final = (
+    "--disk FILE[,format=NAME][,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]"
+)
 
 SERIAL_MAX: Final = 20  # bytes: virtio 1.2 §5.2.6 Device Operation, VIRTIO_BLK_T_GET_ID
 
@@ -23,9 +28,14 @@ CACHES: Final = {
     "unsafe": "the host's page cache; a flush does nothing: for disks that may be lost",
 }
 
+RAW: Final = "raw"
+FORMATS: Final = (RAW, "qcow2", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc", "parallels")
+
+STRANGER: Final = "vhost-user="  # in the place of FILE: --disk vhost-user=SOCKET
+
 
 class DiskConfig(Record):
-    """A disk: a raw file or a block device of the host."""
+    """A disk: a file or a block device of the host; or whatever a back end of the user's has."""
 
     path: str
     read_only: bool = False
@@ -33,6 +43,13 @@ class DiskConfig(Record):
     cache: str = "writeback"  # one of CACHES
     queues: int = 1  # virtqueues, at most QUEUES_MAX: a driver has one for each CPU
     limits: Limits = Limits()
+    format: str = ""  # one of FORMATS; "" is raw, unless the file looks like another
+    vhost_user: str = ""  # a socket where a vhost-user-blk back end listens, in place of `path`
+
+    @property
+    def is_vhost(self) -> bool:
+        """Whether another process serves it."""
+        return bool(self.vhost_user) or self.format not in ("", RAW)
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
@@ -46,6 +63,20 @@ class DiskConfig(Record):
                 f"--disk: serial={self.serial!r} is longer than {SERIAL_MAX} bytes; shorten it"
             )
         self.limits.check("--disk")
+        if self.format and self.format not in FORMATS:
+            raise ConfigError(
+                f"--disk: format={self.format!r} is unknown; write one of {', '.join(FORMATS)}"
+            )
+        if self.serial and self.is_vhost:
+            raise ConfigError(
+                "--disk: serial= is for disks that pykvm serves itself; leave it or format= out"
+            )
+        if self.vhost_user and (self.read_only, self.cache, self.limits, self.format) != (
+            *(False, "writeback", Limits(), ""),
+        ):
+            raise ConfigError(
+                "--disk: vhost-user= takes queues=N alone; give the other options to the back end"
+            )
 
 
 def parse_disk(text: str) -> DiskConfig:
@@ -53,9 +84,14 @@ def parse_disk(text: str) -> DiskConfig:
 
     Raises `ConfigError` naming `--disk`.
     """
-    values: dict[str, Callable[[str], Any]] = {"serial": str, "cache": str, "queues": number}
+    values: dict[str, Callable[[str], Any]] = {
+        **{"format": str, "serial": str, "cache": str},
+        "queues": number,
+    }
     path, options = split(text, USAGE, flags=("ro",), values=values | WORDS)
-    if not path:
+    if path.startswith(STRANGER):
+        path, options["vhost_user"] = "", path.removeprefix(STRANGER)
+    if not path and not options.get("vhost_user"):
         raise ConfigError(f"--disk: FILE is missing; write {USAGE}")
     limits = take_limits(options)
     return DiskConfig(path, options.pop("ro", False), limits=limits, **options)

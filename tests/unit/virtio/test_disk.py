@@ -38,7 +38,11 @@ def test_a_disk_is_a_file_and_its_options(text: str, config: DiskConfig) -> None
         "a,serial",
         "a,cache=fast",
         f"a,serial={'x' * 21}",
-        "a,format=raw",
+        "a,format=fast",
+        "a,format=qcow2,serial=x",
+        "vhost-user=",
+        "vhost-user=a,ro",
+        "vhost-user=a,cache=none",
         "a,queues=9",
         "a,queues=²",
         "a,bps=fast",
@@ -80,3 +84,23 @@ def test_the_driver_learns_the_size_in_sectors(tmp_path: Path) -> None:
         assert fields[0] == 3
         assert disk.read_config()[WRITEBACK] == 1
         disk.close()
+
+
+def test_a_format_says_who_serves_the_disk() -> None:
+    assert not parse_disk("a,format=raw").is_vhost
+    assert parse_disk("a,format=qcow2").is_vhost
+    stranger = parse_disk("vhost-user=/run/a,queues=2")
+    assert (stranger.vhost_user, stranger.queues, stranger.is_vhost) == ("/run/a", 2, True)
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [(b"QFI\xfb", "qcow2"), (bytes(64) + b"\x7f\x10\xda\xbe", "vdi"), (b"vhdxfile", "vhdx")],
+)
+def test_an_image_is_not_taken_for_a_raw_disk(tmp_path: Path, start: bytes, name: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(start.ljust(4096, b"\0"))
+    with GuestMemory(1 << 16) as memory:
+        with pytest.raises(ConfigError, match=f"add format={name}"):
+            Blk(memory, DiskConfig(str(path)))
+        Blk(memory, DiskConfig(str(path), format="raw")).close()
