@@ -47,16 +47,22 @@ GUESTS = {
     "hello-real": "flat-real",
     "boot-sector": "flat-real",
     "hello-protected": "flat-protected",
+    "modes": "flat-real",
     "hello-long": "flat-long",
     "hello-multiboot": "elf32",
     "hello-aout": "flat-protected",
     "hello-pvh": "elf32",
     "hello-elf64": "elf64",
     "echo": "elf64",
+    "exceptions": "elf64",
     "timer": "elf64",
     "smp": "elf64",
     "paging": "elf64",
     "ring3": "elf64",
+    "mmio": "elf64",
+    "entropy": "elf64",
+    "tiny-linux": "flat-long",
+    "dirty": "elf64",
     "exits": "elf64",
     "virtqueue": "elf64",
     "triplefault": "flat-protected",
@@ -80,9 +86,16 @@ def build_guests(output: Path, force: bool = False) -> None:
     for name, guest_format in GUESTS.items():
         program = output / name
         if force or not program.exists() or program.stat().st_mtime < _newest_source(name):
-            _compile(program, _sources(name), FORMATS[guest_format])
+            compile_program(program, _sources(name), FORMATS[guest_format])
     # Not a program: what `pykvm kernel build` configures a kernel with.
     shutil.copytree(HERE / "linux", output / "linux", dirs_exist_ok=True)
+
+
+def pack_course(output: Path) -> None:
+    """Copy what `pykvm lesson` reads, the pages and the guests' sources, for an installation."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for source, target in ((HERE, "guests"), (HERE.parent / "docs" / "lessons", "lessons")):
+        shutil.copytree(source, output / target, dirs_exist_ok=True, ignore=ignored)
 
 
 def _sources(name: str) -> list[Path]:
@@ -94,7 +107,8 @@ def _newest_source(name: str) -> float:
     return max(path.stat().st_mtime for path in inputs)
 
 
-def _compile(program: Path, sources: list[Path], flags: list[str]) -> None:
+def compile_program(program: Path, sources: list[Path], flags: list[str]) -> None:
+    """Compile `sources` to `program`. Ends with a message when that is not possible."""
     compiler = shlex.split(os.environ.get("CC", "gcc"))
     flags = [*COMMON, *flags, *shlex.split(os.environ.get("CFLAGS", "")), f"-I{INCLUDE}"]
     command = [*compiler, *flags, "-o", str(program), *map(str, sources)]
