@@ -9,7 +9,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # pip runs this file without its folder on the path
 
-from guests.build import build_guests  # noqa: E402
+from guests.build import build_guests, pack_course  # noqa: E402
 
 
 class BuildExtensionAndGuests(build_ext):
@@ -18,6 +18,8 @@ class BuildExtensionAndGuests(build_ext):
     def run(self) -> None:
         root = ROOT if self.inplace else Path(self.build_lib)
         build_guests(root / "pykvm" / "guests", force=bool(self.force))
+        if not self.inplace:  # beside the sources, the course is read from there
+            pack_course(root / "pykvm" / "guests" / "course")
         super().run()
 
 

@@ -87,6 +87,8 @@ def test_wheel_has_the_extension_its_stub_and_every_guest(wheel: Path) -> None:
         names = set(archive.namelist())
     assert {"pykvm/_core.abi3.so", "pykvm/_core.pyi", "pykvm/py.typed"} <= names
     assert {f"pykvm/guests/{name}" for name in GUESTS} <= names
+    course = {"guests/build.py", "guests/timer/main.c", "lessons/05-timer.md"}
+    assert {f"pykvm/guests/course/{name}" for name in course} <= names
     tops = {name.partition("/")[0].rpartition(".")[2] for name in names}
     assert tops == {"pykvm", "data", "dist-info"}
 
@@ -100,7 +102,11 @@ def test_wheel_has_the_command(wheel: Path) -> None:
 
 def test_wheel_has_every_module(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if name.endswith(".py")}
+        packed = {
+            name
+            for name in archive.namelist()
+            if name.endswith(".py") and not name.startswith("pykvm/guests/")
+        }
     tracked = run("git", "ls-files", "pykvm", cwd=ROOT).split()
     assert packed == {name for name in tracked if name.endswith(".py") and (ROOT / name).is_file()}
 
