@@ -4,6 +4,7 @@
 #   make test    check the code's form and run every test: what CI runs
 #   make fuzz    search for inputs that break the C core, FUZZ_S seconds a target (default: 60)
 #   make soak    the tests that take hours; SOAK names one file or several of tests/soak
+#   make docs    write the documentation as a site to build/site
 #   make clean   remove what both made in this folder
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ DEMO_NEEDS := gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-sys
 TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git qemu-img=qemu-utils \
               qemu-storage-daemon=qemu-system-common
 
-.PHONY: demo test fuzz soak clean host-for-demo host-for-test
+.PHONY: demo test fuzz soak docs clean host-for-demo host-for-test
 
 demo: .venv/for-demo
 	$(BIN)/pykvm boot --lab -c 2
@@ -41,6 +42,9 @@ fuzz: .venv/for-test
 soak: .venv/for-test
 	$(BIN)/pytest $(or $(SOAK),tests/soak)
 
+docs: .venv/for-docs
+	$(BIN)/mkdocs build --quiet --strict
+
 clean:
 	rm -rf .venv build *.egg-info pykvm/*.so pykvm/guests csrc/_core.c
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -53,6 +57,10 @@ clean:
 .venv/for-test: $(BUILD_INPUTS) | host-for-test
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[test,lint]'
+	touch $@
+
+.venv/for-docs: pyproject.toml | .venv/for-demo
+	$(BIN)/pip install -q -e '.[docs]'
 	touch $@
 
 host-for-demo:
