@@ -87,8 +87,10 @@ int main(void)
     desc[0].addr = (uintptr_t)buffer;
     desc[0].len = sizeof(buffer);
     desc[0].flags = WRITE; /* for the device to write */
-    avail.ring[0] = 0;     /* the chain that starts with descriptor 0 */
-    __atomic_store_n(&avail.idx, 1, __ATOMIC_RELEASE); /* after the chain, as §2.7.13.3 asks */
+
+    avail.ring[0] = 0; /* the chain that starts with descriptor 0 */
+    /* After the chain and the ring: who sees the index sees them (§2.7.13.3). */
+    __atomic_store_n(&avail.idx, 1, __ATOMIC_RELEASE);
     *reg(QUEUE_NOTIFY) = 0;
     while (__atomic_load_n(&used.idx, __ATOMIC_ACQUIRE) == 0)
         outb(PORT_POST, 0);

@@ -70,6 +70,7 @@ int main(void)
 
     __asm__ volatile("mov %%al, (%0)" : : "b"(UNMAPPED), "a"(1) : "memory");
     check(seen[PAGE_FAULT] == 1, "a write where no page is is #PF");
-    check(error_code == 2 && fault_address == UNMAPPED, "its error code says write, CR2 says where");
+    check(error_code == 2 && fault_address == UNMAPPED,
+          "its error code says write, CR2 says where");
     return failures;
 }
