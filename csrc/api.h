@@ -171,6 +171,10 @@ int pk_virtq_start(struct pk_virtq *q);
 int pk_virtq_pop(struct pk_virtq *q, struct pk_chain *ret);
 /* Give a chain back, `len` bytes of its writable buffers written. */
 void pk_virtq_push(struct pk_virtq *q, uint32_t head, uint32_t len);
+/* The same in two steps, for chains that the driver must see together: put each, `ahead` of the
+ * last one given back, then publish them all. */
+void pk_virtq_put(struct pk_virtq *q, uint32_t ahead, uint32_t head, uint32_t len);
+void pk_virtq_publish(struct pk_virtq *q, uint32_t count);
 /* Whether the driver wants an interrupt for what was pushed since it was last asked about. */
 int pk_virtq_wants_interrupt(struct pk_virtq *q);
 /* Ask the driver for kicks, or not to bother. Asking returns 1 when there is a chain already. */
@@ -179,7 +183,7 @@ void pk_virtq_refuse_kicks(struct pk_virtq *q);
 
 /* ── interrupt.c: how a virtio device interrupts ────────────────────────────────────────────── */
 
-#define PK_QUEUES_MAX 8
+#define PK_QUEUES_MAX 17 /* eight pairs of a network card, and its control queue */
 
 enum pk_isr { PK_ISR_QUEUE = 1, PK_ISR_CONFIG = 2 }; /* virtio 1.2 §4.1.4.5, §4.2.2 */
 
@@ -207,7 +211,7 @@ int pk_relay_create(struct pk_interrupt *irq, const int *call_fds, uint32_t num,
                     struct pk_relay **ret);
 void pk_relay_destroy(struct pk_relay *relay);
 
-/* ── iothread.c and the data planes: one thread per device ──────────────────────────────────── */
+/* ── iothread.c and the data planes: a thread per device, or per pair of queues ─────────────── */
 
 /* One queue of a running device. The array outlives the thread. */
 struct pk_queue {
@@ -241,3 +245,40 @@ void pk_blk_set_writeback(struct pk_blk *blk, int on);
 int pk_blk_start(struct pk_blk *blk, struct pk_queue *queues, uint32_t num,
                  struct pk_interrupt *irq);
 void pk_blk_stop(struct pk_blk *blk);
+
+#define PK_NET_PAIRS_MAX 8
+
+enum pk_net_kind {
+    PK_NET_TAP = 0, /* a TAP with vnet_hdr of 12 bytes, a file for each pair of queues */
+    PK_NET_STREAM,  /* a unix stream socket: 32-bit big-endian length, frame; as QEMU and passt */
+    PK_NET_DGRAM    /* a unix datagram socket: a frame a datagram */
+};
+
+struct pk_net_config {
+    uint32_t kind;           /* enum pk_net_kind */
+    uint32_t pairs;          /* of queues; at most PK_NET_PAIRS_MAX, and 1 but for a TAP */
+    int fds[8];              /* non-blocking; of a TAP one for each pair. They stay the caller's. */
+    int listening;           /* PK_NET_STREAM: fds[0] is where the other end will connect to */
+    char peer[108];          /* PK_NET_DGRAM: path of the other end's socket */
+    char name[64];           /* for messages */
+    struct pk_limits limits; /* of each direction; operations are frames */
+};
+
+struct pk_net;
+int pk_net_create(const struct pk_net_config *config, struct pk_net **ret);
+void pk_net_destroy(struct pk_net *net);
+/* Serve the pairs of `queues`, receive queue first, each started, until stopped: all of them when
+ * `features` (as negotiated) has VIRTIO_NET_F_MQ, else the first. Frames held at a stop are lost.
+ */
+int pk_net_start(struct pk_net *net, struct pk_queue *queues, uint64_t features,
+                 struct pk_interrupt *irq);
+void pk_net_stop(struct pk_net *net);
+/* How many pairs of a running device receive: the rest are idle. From any one thread. */
+int pk_net_set_pairs(struct pk_net *net, uint32_t pairs);
+/* What a TAP may leave to the driver: VIRTIO_NET_F_GUEST_* bits. Returns -errno of TUNSETOFFLOAD.
+ */
+int pk_net_set_offloads(struct pk_net *net, uint64_t features);
+/* Whether the other end is there. It changes with a configuration interrupt. */
+int pk_net_link(const struct pk_net *net);
+/* Frames that could not be passed on since the device was made, both ways. */
+uint64_t pk_net_dropped(const struct pk_net *net);

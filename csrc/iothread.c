@@ -1,4 +1,5 @@
-/* One thread per virtio device: it sleeps until a queue is kicked, and lets the device serve it.
+/* The thread of a virtio device, or of some of its queues: it sleeps until one is kicked, and lets
+ * the device serve it.
  *
  *   guest writes the notify register ── ioeventfd ──> kick_fd ──> serve() ──> interrupt
  *
@@ -54,13 +55,15 @@ static void *run(void *argument)
 
     io->begin(io->device);
     fds[STOP] = (struct pollfd){.fd = io->stop_fd, .events = POLLIN};
-    fds[READY] = (struct pollfd){.fd = io->ready_fd, .events = POLLIN};
     for (uint32_t i = 0; i < io->num; i++)
         fds[KICKS + i] = (struct pollfd){.fd = io->queues[i].kick_fd, .events = POLLIN};
     /* The driver may have made chains available before anybody listened. */
     for (uint32_t i = 0; i < io->num; i++)
         io->serve(io->device, i);
     while (!pk_iothread_stopping(io)) {
+        /* Without a wish not at all: poll() would report a hang-up again and again. */
+        int ready_fd = io->ready_events ? io->ready_fd : -1;
+        fds[READY] = (struct pollfd){.fd = ready_fd, .events = io->ready_events};
         int is_due = sleep_until_event(io, fds);
         if (is_due || fds[READY].revents)
             io->ready(io->device);
@@ -115,7 +118,7 @@ int pk_iothread_stopping(const struct pk_iothread *io)
 void pk_iothread_notify(struct pk_iothread *io, uint32_t queue)
 {
     if (pk_virtq_wants_interrupt(&io->queues[queue].virtq))
-        pk_interrupt_raise(io->irq, 1 + queue);
+        pk_interrupt_raise(io->irq, 1 + io->first + queue);
 }
 
 void pk_iothread_report_fault(struct pk_iothread *io)

@@ -10,13 +10,16 @@ struct pk_iothread {
     /* Set by the device before it starts. */
     struct pk_queue *queues;
     uint32_t num;
+    uint32_t first; /* the device's number of queues[0] */
     struct pk_interrupt *irq;
     void *device;
     void (*begin)(void *device);                 /* first on the thread; sets ready_fd */
     void (*serve)(void *device, uint32_t queue); /* there may be chains */
-    void (*ready)(void *device);                 /* ready_fd is readable, or it is wake_ns */
+    void (*ready)(void *device);                 /* ready_fd is ready, or it is wake_ns */
     void (*end)(void *device);                   /* last on the thread */
-    int ready_fd;                                /* polled beside the kicks, or -1 */
+    /* Polled beside the kicks, unless -1; what for, unless 0. The device may change both. */
+    int ready_fd;
+    short ready_events;
     uint64_t wake_ns; /* when to call `ready` once, CLOCK_MONOTONIC; 0: never. The thread's own */
 
     pthread_t thread;

@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/virtio_blk.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -546,6 +547,7 @@ int pk_blk_start(struct pk_blk *b, struct pk_queue *queues, uint32_t num, struct
         .serve = serve,
         .ready = ready,
         .end = end_thread,
+        .ready_events = POLLIN,
     };
     b->starved = 0;
     return pk_iothread_start(&b->io, "virtio-blk");

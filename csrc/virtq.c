@@ -160,14 +160,25 @@ int pk_virtq_pop(struct pk_virtq *q, struct pk_chain *ret)
     return result;
 }
 
-void pk_virtq_push(struct pk_virtq *q, uint32_t head, uint32_t len)
+void pk_virtq_put(struct pk_virtq *q, uint32_t ahead, uint32_t head, uint32_t len)
 {
     uint32_t element[2] = {head, len}; /* §2.7.8 The Virtqueue Used Ring */
-    memcpy(q->used + RING + USED_ENTRY * (q->used_idx & (q->size - 1)), element, sizeof(element));
-    q->used_idx++;
-    /* Release: the buffers and the element are seen before idx. Its partner is the driver's barrier
-     * after it read idx (§2.7.14 Receiving Used Buffers From The Device). */
+    uint32_t entry = (q->used_idx + ahead) & (q->size - 1);
+    memcpy(q->used + RING + USED_ENTRY * entry, element, sizeof(element));
+}
+
+void pk_virtq_publish(struct pk_virtq *q, uint32_t count)
+{
+    q->used_idx = (uint16_t)(q->used_idx + count);
+    /* Release: the buffers and the elements are seen before idx. Its partner is the driver's
+     * barrier after it read idx (§2.7.14 Receiving Used Buffers From The Device). */
     __atomic_store_n(at16(q->used, IDX), q->used_idx, __ATOMIC_RELEASE);
+}
+
+void pk_virtq_push(struct pk_virtq *q, uint32_t head, uint32_t len)
+{
+    pk_virtq_put(q, 0, head, len);
+    pk_virtq_publish(q, 1);
 }
 
 int pk_virtq_wants_interrupt(struct pk_virtq *q)

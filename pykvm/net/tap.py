@@ -1,0 +1,169 @@
+"""A TAP of the host's: an interface whose other end is the guest's card. Found, or made as root.
+
+Reached from `net`, for ``--net tap=NAME`` and ``--net bridge=NAME``. One that we made goes with us.
+Source: Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from contextlib import ExitStack
+
+from pykvm._core import lib
+from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING
+from pykvm.net import interface
+from pykvm.net.wire import Wire
+from pykvm.virtio.netfeatures import NetFeature
+
+if TYPE_CHECKING:
+    from typing import Final
+
+    from pykvm.virtio.config.net import NetConfig
+
+TUN: Final = "/dev/net/tun"
+
+TUNSETIFF: Final = 0x4004_54CA
+TUNSETOFFLOAD: Final = 0x4004_54D0
+TUNSETVNETHDRSZ: Final = 0x4004_54D8
+
+IFF_TAP: Final = 0x0002
+IFF_NO_PI: Final = 0x1000
+IFF_VNET_HDR: Final = 0x4000
+IFF_MULTI_QUEUE: Final = 0x0100
+
+HEADER_SIZE: Final = 12  # struct virtio_net_hdr_v1
+
+# TUNSETOFFLOAD, and what a card may offer in both directions when the kernel takes the flags.
+TUN_F_CSUM: Final = 0x01
+OFFLOADS: Final = (
+    (
+        TUN_F_CSUM,
+        NetFeature.CSUM | NetFeature.GUEST_CSUM | NetFeature.CTRL_GUEST_OFFLOADS,
+    ),
+    (0x02, NetFeature.GUEST_TSO4 | NetFeature.HOST_TSO4),
+    (0x04, NetFeature.GUEST_TSO6 | NetFeature.HOST_TSO6),
+    (0x0E, NetFeature.GUEST_ECN | NetFeature.HOST_ECN),
+    (0x10, NetFeature.GUEST_UFO | NetFeature.HOST_UFO),
+    (0x60, NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6 | NetFeature.HOST_USO),
+)
+
+MADE_NAME: Final = "pykvm%d"  # the kernel puts the first free number in
+
+
+def open_tap(config: NetConfig) -> Wire:
+    """Attach to the TAP, or make it; put it on its bridge."""
+    bridge = config.where if config.kind == "bridge" else ""
+    if bridge and not os.path.isdir(f"/sys/class/net/{bridge}/bridge"):
+        raise ConfigError(
+            f"--net: there is no bridge {bridge!r}; 'ip link add {bridge} type bridge' makes one"
+        )
+    wanted = MADE_NAME if bridge else config.where
+    made = bool(bridge) or not interface.exists(wanted)
+    resources = ExitStack()
+    try:
+        name, fds = _open_queues(wanted, config, made, resources)
+        if made:
+            _set_up(name, bridge, config)
+        features = _offloads(fds[0]) if config.offload else 0
+        mtu = config.mtu or interface.mtu(name)
+    except BaseException:
+        resources.close()
+        raise
+    return Wire(
+        lib.PK_NET_TAP,
+        fds,
+        name=f"{bridge} {name}".strip(),
+        features=features,
+        mtu=mtu if config.mtu or mtu != 1500 else None,
+        resources=resources,
+    )
+
+
+def _open_queues(
+    wanted: str, config: NetConfig, made: bool, resources: ExitStack
+) -> tuple[str, list[int]]:
+    """The interface's name, and a file for each of its queues."""
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if config.queues > 1 else 0)
+    name, fds = wanted, []
+    for _ in range(config.queues):
+        try:
+            fd = os.open(TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise ConfigError(
+                f"--net: {TUN}: {error.strerror}; load the kernel's module 'tun', or use --net user"
+            ) from None
+        resources.callback(os.close, fd)
+        try:
+            name = _attach(fd, name, flags)
+        except OSError as error:
+            if error.errno == errno.EINVAL and not made and config.queues == 1:
+                flags |= IFF_MULTI_QUEUE  # it was made with many; we use one
+                try:
+                    name = _attach(fd, name, flags)
+                except OSError as again:
+                    raise _refusal(wanted, config, again) from None
+            else:
+                raise _refusal(wanted, config, error) from None
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("<i", HEADER_SIZE))
+        fds.append(fd)
+    return name, fds
+
+
+def _attach(fd: int, name: str, flags: int) -> str:
+    ifreq = struct.pack(interface.IFREQ, name.encode(), struct.pack("<H", flags))
+    return bytes(fcntl.ioctl(fd, TUNSETIFF, ifreq)[:16]).rstrip(b"\0").decode()
+
+
+def _refusal(name: str, config: NetConfig, error: OSError) -> ConfigError:
+    """What to do about it."""
+    words = f"--net {config.kind}={config.where}"
+    multi = " multi_queue" if config.queues > 1 else ""
+    match error.errno:
+        case errno.EPERM if config.kind == "bridge":
+            return ConfigError(f"{words}: to make a TAP takes root; or use --net user")
+        case errno.EPERM:
+            return ConfigError(
+                f"{words}: to make a TAP takes root; let root run "
+                f"'ip tuntap add {name} mode tap user {os.geteuid()}{multi}', or use --net user"
+            )
+        case errno.EBUSY:
+            return ConfigError(f"{words}: {name} is in use by another machine; choose another one")
+        case errno.EINVAL if config.queues > 1:
+            return ConfigError(
+                f"{words}: {name} has one queue; make it with 'ip tuntap add {name} mode tap "
+                "multi_queue', or leave queues= out"
+            )
+        case errno.EINVAL:
+            return ConfigError(f"{words}: {name} is no TAP; choose another name")
+    return ConfigError(f"{words}: {error.strerror}")
+
+
+def _set_up(name: str, bridge: str, config: NetConfig) -> None:
+    """Configure the interface that was made."""
+    try:
+        if config.mtu or bridge:
+            interface.set_mtu(name, config.mtu or interface.mtu(bridge))
+        if bridge:
+            interface.add_to_bridge(bridge, name)
+        if config.host_address is not None:
+            interface.set_address(name, config.host_address)
+        interface.set_up(name)
+    except OSError as error:
+        raise ConfigError(f"--net {config.kind}={config.where}: {name}: {error.strerror}") from None
+
+
+def _offloads(fd: int) -> int:
+    """The features that this kernel's TAP can do."""
+    features = 0
+    for flags, names in OFFLOADS:
+        try:
+            fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | flags)
+        except OSError:
+            continue
+        features |= names
+    fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
+    return features
