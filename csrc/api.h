@@ -255,12 +255,12 @@ enum pk_net_kind {
 };
 
 struct pk_net_config {
-    uint32_t kind;           /* enum pk_net_kind */
-    uint32_t pairs;          /* of queues; at most PK_NET_PAIRS_MAX, and 1 but for a TAP */
-    int fds[8];              /* non-blocking; of a TAP one for each pair. They stay the caller's. */
-    int listening;           /* PK_NET_STREAM: fds[0] is where the other end will connect to */
-    char peer[108];          /* PK_NET_DGRAM: path of the other end's socket */
-    char name[64];           /* for messages */
+    uint32_t kind;  /* enum pk_net_kind */
+    uint32_t pairs; /* of queues; at most PK_NET_PAIRS_MAX, and 1 but for a TAP */
+    int fds[8];     /* non-blocking; of a TAP one for each pair. They stay the caller's. */
+    int listening;  /* PK_NET_STREAM: fds[0] is where the other end will connect to */
+    char peer[108]; /* PK_NET_DGRAM: path of the other end's socket; none when it is connected */
+    char name[64];  /* for messages */
     struct pk_limits limits; /* of each direction; operations are frames */
 };
 

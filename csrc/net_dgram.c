@@ -16,6 +16,7 @@
 static int open_dgram(struct pk_wire *wire, uint32_t pair)
 {
     wire->fd = wire->config->fds[pair];
+    wire->connected = wire->config->peer[0] == 0;
     /* 2 MiB, of which short frames touch little. */
     wire->buffer = calloc(MESSAGES, SLOT);
     wire->messages = calloc(MESSAGES, sizeof(struct mmsghdr) + sizeof(struct iovec));

@@ -89,6 +89,15 @@ OPTIONS = (
         "and iops_max say how much may pass at once",
         repeated=True,
     ),
+    Option(
+        "--net",
+        "tap=NAME|bridge=NAME|user|socket=PATH[,…]",
+        "the next virtio network card, on a TAP (made, as root, if there is none), a bridge, passt "
+        "(no rights needed; hostfwd=tcp:8080-:80) or a unix socket (QEMU's stream, or dgram with "
+        "peer=PATH); mac=, mtu=, queues=, offload=off; ip=ADDR/BITS, gw=, dns= are what the "
+        "guest's init sets, hostip=ADDR/BITS is for a TAP that is made; bps=, iops= as for --disk",
+        repeated=True,
+    ),
     Option("--rng", "", "a virtio entropy source"),
     Option("--transport", "NAME", "how virtio devices are reached: pci (default) or mmio", "pci"),
     Option("--timeout", "S", "end the guest after S seconds, with code 124"),
@@ -150,6 +159,7 @@ def run(args: Any) -> int:
         load=_number(args.load, "--load", _address),
         entry=_number(args.entry, "--entry", _address),
         disks=_disks(args.disk),
+        nets=_nets(args.net),
         rng=args.rng,
         transport=args.transport,
     )
@@ -230,6 +240,14 @@ def _disks(specs: list[str]) -> tuple[Any, ...]:
     return tuple(map(parse_disk, specs))
 
 
+def _nets(specs: list[str]) -> tuple[Any, ...]:
+    if not specs:
+        return ()
+    from pykvm.virtio.config.net import parse_net
+
+    return tuple(map(parse_net, specs))
+
+
 def _mode(name: str | None) -> CpuMode | None:
     try:
         return None if name is None else CpuMode(name)
@@ -252,12 +270,13 @@ def _initrds(args: Any, kernel: str, command: list[str], linux: bool) -> tuple[s
         return ()
     from pykvm.boot.guestimage import default_initrd
 
-    return (default_initrd(kernel, command, args.add, _modules(args)),)
+    nets = _nets(args.net)
+    return (default_initrd(kernel, command, args.add, _modules(args), nets),)
 
 
 def _modules(args: Any) -> list[str]:
     """The kernel modules that the guest needs for the devices asked for."""
-    kinds = [kind for kind in ("disk", "rng") if getattr(args, kind)]
+    kinds = [kind for kind in ("disk", "net", "rng") if getattr(args, kind)]
     if not kinds:
         return []
     from pykvm.boot.modules import KINDS, TRANSPORTS

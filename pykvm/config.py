@@ -15,6 +15,7 @@ from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from pykvm.virtio.config.disk import DiskConfig
+    from pykvm.virtio.config.net import NetConfig
 
 MEMORY_DEFAULT = 256 * MIB
 MEMORY_MIN = 1 * MIB
@@ -54,13 +55,14 @@ class MachineConfig(Record):
     load: int | None = None  # flat binaries: gpa
     entry: int | None = None  # flat binaries: gpa
     disks: tuple[DiskConfig, ...] = ()  # /dev/vda, /dev/vdb …
+    nets: tuple[NetConfig, ...] = ()  # eth0, eth1 …
     rng: bool = False  # a virtio entropy source
     transport: str = "pci"  # how virtio devices are reached: one of TRANSPORTS
 
     @property
     def has_virtio(self) -> bool:
         """Whether any virtio device is asked for."""
-        return bool(self.disks or self.rng)
+        return bool(self.disks or self.nets or self.rng)
 
     def __post_init__(self) -> None:
         if self.memory < MEMORY_MIN:

@@ -6,11 +6,15 @@
  *   /pykvm/argv            the command to run: NUL-terminated strings. Without this file, what
  *                          follows " -- " on the kernel's command line.
  *   /pykvm/modules/order   kernel modules to load first, one a line: FILE [PARAMETER=VALUE ...]
+ *   /pykvm/network         the cards' addresses: see network.c
  */
 
 #include "linux.h"
 #include "ports.h"
 #include "say.h"
+#include "tasks.h"
+
+#include <linux/time.h>
 
 #define MAX_ARGS 4096 /* pykvm/boot/initrd.py refuses longer commands, and larger ones */
 
@@ -304,6 +308,7 @@ void init(long *stack)
     open_console();
     report();
     load_modules();
+    set_up_network();
     set_environment(envp);
     find_command();
     leave(command[0] ? run_command() : 0);

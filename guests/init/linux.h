@@ -12,7 +12,6 @@
 #include <linux/mount.h>
 #include <linux/reboot.h>
 #include <linux/sysinfo.h>
-#include <linux/time.h>
 #include <linux/utsname.h>
 #include <stddef.h>
 

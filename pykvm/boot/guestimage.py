@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
+    from pykvm.virtio.config.net import NetConfig
+
 
 def default_initrd(
     kernel: str,
     command: Sequence[str] = (),
     add: Iterable[str] = (),
     modules: Iterable[str] = (),
+    nets: Sequence[NetConfig] = (),
 ) -> bytes:
     """The archive for `kernel`, a path: `command` is what init runs, each of `add` what ``--add``
-    names, `modules` the kernel modules to load first, with their dependencies.
+    names, `modules` the kernel modules to load first, with their dependencies, `nets` the cards
+    whose addresses init sets.
 
     A kernel without a module tree gets none. Raises `BootError`.
     """
@@ -31,6 +35,10 @@ def default_initrd(
     for spec in add:
         files |= host_files(spec)
     files |= _modules(kernel, list(modules))
+    if nets:
+        from pykvm.boot.guestnetwork import FILE, settings
+
+        files[FILE] = settings(nets)
     with open(path("init"), "rb") as init:
         return build(init.read(), files, argv=command)
 

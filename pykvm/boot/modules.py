@@ -24,6 +24,7 @@ TRANSPORTS: Final = {"pci": "virtio_pci", "mmio": "virtio_mmio"}
 # What a guest with such a device needs, by the name of pykvm boot's option.
 KINDS: Final = {
     "disk": ("virtio_blk", "crc32c_generic", "ext4"),  # ext4 asks for crc32c by its function
+    "net": ("virtio_net",),
     "rng": ("virtio_rng",),
 }
 

@@ -35,6 +35,11 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
             yield VhostBlk(machine.memory, disk)
         else:
             yield Blk(machine.memory, disk)
+    if machine.config.nets:
+        from pykvm.virtio.net import Net
+
+        for number, net in enumerate(machine.config.nets):
+            yield Net(machine.memory, net, number)
     if machine.config.rng:
         yield Rng(machine.memory)
 

@@ -23,6 +23,7 @@ THREADED = (
     "test_serial_threads",
     "test_vcpu",
     "test_virtio_blk",
+    "test_virtio_net",
 )  # worth a second build, for data races
 SKIPPED = 77  # check.h
 TIMEOUT_S = 120

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, Record
+from pykvm.virtio.config.limits import WORDS, Limits, take_limits
 from pykvm.virtio.config.words import number, split
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 USAGE: Final = (
     "--net tap=NAME|bridge=NAME|user|socket=PATH[,mac=ADDR][,mtu=N][,queues=N][,offload=off]"
     "[,ip=ADDR/BITS][,gw=ADDR][,dns=ADDR][,hostip=ADDR/BITS][,peer=PATH]"
-    "[,hostfwd=tcp|udp:[ADDR:]PORT-:PORT]"
+    "[,hostfwd=tcp|udp:[ADDR:]PORT-:PORT][,bps=N][,iops=N]"
 )
 
 KINDS: Final = ("tap", "bridge", "user", "socket")
@@ -22,10 +23,11 @@ MTU_MIN, MTU_MAX = 68, 65535  # §5.1.4.1
 NAME_MAX: Final = 15  # of an interface: IFNAMSIZ
 PATH_MAX: Final = 107  # of a unix socket: sun_path
 
-# What a guest behind passt has, unless it is told otherwise: as behind QEMU's -netdev user.
+# A guest behind passt, unless it is told otherwise: as behind QEMU's -netdev user.
 USER_ADDRESS: Final = "10.0.2.15/24"
-USER_GATEWAY: Final = "10.0.2.2"
-USER_DNS: Final = "10.0.2.3"
+USER_GATEWAY: Final = 2  # the second address of that network,
+USER_DNS: Final = 3  # and the third
+USER_MTU: Final = 65520  # passt takes long frames, which makes up for segments
 
 
 class Forward(Record):
@@ -52,10 +54,13 @@ class NetConfig(Record):
     host_address: IPv4Interface | None = None  # of a TAP that is made
     peer: str = ""  # sockets: datagrams go there
     forwards: tuple[Forward, ...] = ()
+    limits: Limits = Limits()  # of each direction; operations are frames
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or (self.kind == "user") != (not self.where):
-            raise ConfigError(f"--net: {_first(self)!r} is not what a cable leads to; write {USAGE}")
+            raise ConfigError(
+                f"--net: {_first(self)!r} is not what a cable leads to; write {USAGE}"
+            )
         if self.kind in ("tap", "bridge"):
             check_interface(self.where)
         for path in (self.where, self.peer) if self.kind == "socket" else ():
@@ -69,6 +74,9 @@ class NetConfig(Record):
             raise ConfigError("--net: only a TAP has several queues; leave queues= out")
         if self.mac is not None and (len(self.mac) != 6 or self.mac[0] & 1):
             raise ConfigError("--net: mac= is a group's address; its first byte must be even")
+        self.limits.check("--net")
+        if self.queues > 1 and self.limits != Limits():
+            raise ConfigError("--net: limits are for one pair of queues; leave queues= out")
         misplaced = {
             "hostip": self.host_address is not None and self.kind != "tap",
             "peer": self.peer and self.kind != "socket",
@@ -80,6 +88,16 @@ class NetConfig(Record):
                 raise ConfigError("--net: gw= says nothing without ip=; add ip=ADDR/BITS")
             if wrong:
                 raise ConfigError(f"--net: {name}= has no meaning with {self.kind}; leave it out")
+
+    @property
+    def settings(self) -> tuple[Any, Any, Any]:
+        """The guest's address, gateway and name server; each None when nobody knows."""
+        address, gateway, dns = self.address, self.gateway, self.dns
+        if self.kind == "user":
+            address = address or _interface(USER_ADDRESS)
+            gateway = gateway or address.network.network_address + USER_GATEWAY
+            dns = dns or address.network.network_address + USER_DNS
+        return address, gateway, dns
 
 
 def _first(config: NetConfig) -> str:
@@ -120,13 +138,16 @@ def parse_net(text: str) -> NetConfig:
             "hostip": _interface,
             "peer": str,
             "hostfwd": forward,
+            **WORDS,
         },
     )
+    limits = take_limits(options)
     names = {"ip": "address", "gw": "gateway", "hostip": "host_address", "hostfwd": "forwards"}
     kind, equals, where = first.partition("=")
     if equals and not where:
         raise ConfigError(f"--net: {first!r} has no name; write {USAGE}")
-    return NetConfig(kind, where, **{names.get(n, n): value for n, value in options.items()})
+    named = {names.get(name, name): value for name, value in options.items()}
+    return NetConfig(kind, where, limits=limits, **named)
 
 
 # ── values; each raises ValueError ───────────────────────────────────────────────────────────────
@@ -173,4 +194,6 @@ def _forward(text: str) -> Forward:
     address, _, port = place.rpartition(":")
     if protocol not in ("tcp", "udp") or not dash or not guest.startswith(":"):
         raise ValueError(text)
-    return Forward(protocol, str(_address(address)) if address else "", _port(port), _port(guest[1:]))
+    return Forward(
+        protocol, str(_address(address)) if address else "", _port(port), _port(guest[1:])
+    )

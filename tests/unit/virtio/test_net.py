@@ -1,0 +1,227 @@
+"""What --net means, what is refused, and what the card then tells its driver."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Interface
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pykvm._core import lib
+from pykvm.boot.guestnetwork import settings
+from pykvm.errors import ConfigError
+from pykvm.memory import GuestMemory
+from pykvm.net.passt import command
+from pykvm.virtio.config import net as config
+from pykvm.virtio.config.limits import Limits
+from pykvm.virtio.config.net import Forward, NetConfig, parse_net
+from pykvm.virtio.device import Status
+from pykvm.virtio.interrupt import Interrupt
+from pykvm.virtio.net import CONFIG, Net, default_mac
+from pykvm.virtio.netfeatures import NetFeature
+
+ADDRESS = IPv4Interface("10.0.0.2/24")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("tap=tap0", NetConfig("tap", "tap0")),
+        ("bridge=br0,mtu=9000", NetConfig("bridge", "br0", mtu=9000)),
+        ("tap=t,queues=4,offload=off", NetConfig("tap", "t", queues=4, offload=False)),
+        ("tap=t,offload=on", NetConfig("tap", "t")),
+        (
+            "tap=t,ip=10.0.0.2/24,gw=10.0.0.1,dns=9.9.9.9,hostip=10.0.0.1/24",
+            NetConfig(
+                "tap",
+                "t",
+                address=ADDRESS,
+                gateway=IPv4Address("10.0.0.1"),
+                dns=IPv4Address("9.9.9.9"),
+                host_address=IPv4Interface("10.0.0.1/24"),
+            ),
+        ),
+        ("user", NetConfig("user")),
+        (
+            "user,hostfwd=tcp:8080-:80,hostfwd=udp:127.0.0.1:53-:5353,hostfwd=tcp::1-:2",
+            NetConfig(
+                "user",
+                forwards=(
+                    Forward("tcp", "", 8080, 80),
+                    Forward("udp", "127.0.0.1", 53, 5353),
+                    Forward("tcp", "", 1, 2),
+                ),
+            ),
+        ),
+        ("socket=/tmp/a,,b", NetConfig("socket", "/tmp/a,b")),
+        ("socket=a,peer=b", NetConfig("socket", "a", peer="b")),
+        ("user,mac=2:0:00:aB:1:ff", NetConfig("user", mac=bytes.fromhex("020000ab01ff"))),
+        ("user,bps=1M,iops=10", NetConfig("user", limits=Limits(bps=1 << 20, iops=10))),
+    ],
+)
+def test_a_card_is_where_its_cable_leads_and_options(text: str, meant: NetConfig) -> None:
+    assert parse_net(text) == meant
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tap",
+        "tap=",
+        "user=me",
+        "wifi=0",
+        "tap=a name",
+        "tap=sixteen-letters-",
+        "tap=a/b",
+        "tap=..",
+        "user,mac=02:00:00:00:00",
+        "user,mac=01:00:00:00:00:00",
+        "user,mac=02:00:00:00:00:000",
+        "user,mtu=67",
+        "user,mtu=65536",
+        "tap=t,queues=0",
+        "tap=t,queues=9",
+        "user,queues=2",
+        "tap=t,queues=2,bps=1M",
+        "user,offload=maybe",
+        "tap=t,ip=10.0.0.2",
+        "tap=t,ip=10.0.0.256/24",
+        "tap=t,gw=10.0.0.1",
+        "user,hostip=10.0.0.1/24",
+        "bridge=b,hostip=10.0.0.1/24",
+        "user,peer=x",
+        "tap=t,hostfwd=tcp:1-:2",
+        "user,hostfwd=tcp:1:2",
+        "user,hostfwd=icmp:1-:2",
+        "user,hostfwd=tcp:0-:2",
+        "user,hostfwd=tcp:1-:65536",
+        "user,hostfwd=tcp:nowhere:1-:2",
+        "user,hostfwd=tcp:1-10.0.2.15:2",
+        f"socket={'x' * 108}",
+        "user,speed=fast",
+    ],
+)
+def test_wrong_options_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match="--net"):
+        parse_net(text)
+
+
+def test_limits_in_c_and_here_are_the_same() -> None:
+    assert config.PAIRS_MAX == lib.PK_NET_PAIRS_MAX
+
+
+def test_init_is_told_a_line_a_card() -> None:
+    nets = [NetConfig("tap", "t", address=ADDRESS), NetConfig("tap", "u"), NetConfig("user")]
+    assert settings(nets) == b"10.0.0.2/24 - -\n- - -\n10.0.2.15/24 10.0.2.2 10.0.2.3\n"
+
+
+def test_passt_is_told_what_the_guest_is_told() -> None:
+    words = command(parse_net("user,ip=192.168.7.9/16,hostfwd=tcp:127.0.0.1:8080-:80"), 7)
+    pairs = dict(pairwise(words))
+    assert (pairs["--address"], pairs["--netmask"]) == ("192.168.7.9", "16")
+    assert (pairs["--gateway"], pairs["--dns-forward"]) == ("192.168.0.2", "192.168.0.3")
+    assert pairs["--tcp-ports"] == "127.0.0.1/8080:80"
+    assert pairs["--fd"] == "7"
+
+
+def test_a_default_address_is_stable_local_and_of_one_card() -> None:
+    assert default_mac("tap0 0") == default_mac("tap0 0") != default_mac("tap1 0")
+    assert default_mac("tap0 0")[0] & 3 == 2
+
+
+# ── cards on sockets ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory(1 << 16) as memory:
+        yield memory
+
+
+def make(memory: GuestMemory, text: str) -> Net:
+    net = Net(memory, parse_net(text))
+    net.interrupt = Interrupt()
+    return net
+
+
+def close(net: Net) -> None:
+    net.close()
+    net.interrupt.close()
+
+
+def test_the_first_listens_and_the_second_connects(memory: GuestMemory, tmp_path: Path) -> None:
+    path = tmp_path / "cable"
+    first, second = (make(memory, f"socket={path}") for _ in range(2))
+    assert CONFIG.unpack(first.read_config())[1] == 0  # nobody was accepted yet
+    assert CONFIG.unpack(second.read_config())[1] == 1
+    assert first.mac != second.mac
+    close(second)
+    close(first)
+    assert not path.exists()
+
+
+def test_the_socket_of_a_machine_that_was_killed_is_replaced(
+    memory: GuestMemory, tmp_path: Path
+) -> None:
+    path = tmp_path / "cable"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    net = make(memory, f"socket={path}")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(path))
+    close(net)
+
+
+def test_a_path_in_the_way_is_the_users_mistake(memory: GuestMemory, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file", tmp_path / "missing/socket", tmp_path):
+        for peer in ("", ",peer=x"):
+            with pytest.raises(ConfigError, match="--net socket="):
+                Net(memory, parse_net(f"socket={path}{peer}"))
+    assert (tmp_path / "file").exists()
+
+
+def test_a_bridge_that_is_not_there_is_the_users_mistake(memory: GuestMemory) -> None:
+    with pytest.raises(ConfigError, match="ip link add nobridge type bridge"):
+        Net(memory, parse_net("bridge=nobridge"))
+
+
+def test_a_socket_takes_checksums_and_leaves_none(memory: GuestMemory, tmp_path: Path) -> None:
+    net = make(memory, f"socket={tmp_path}/s,mtu=9000,mac=2:0:0:0:0:1")
+    assert net.features & NetFeature.CSUM
+    assert not net.features & (NetFeature.GUEST_CSUM | NetFeature.HOST_TSO4 | NetFeature.CTRL_VQ)
+    assert CONFIG.unpack(net.read_config()) == (b"\2\0\0\0\0\1", 0, 1, 9000)
+    assert net.queue_count == 2
+    close(net)
+    net = make(memory, f"socket={tmp_path}/s,offload=off")
+    assert not net.features & (NetFeature.CSUM | NetFeature.MTU)
+    close(net)
+
+
+def test_state_survives_restoring_and_nothing_is_left_open(
+    memory: GuestMemory, tmp_path: Path
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    net = make(memory, f"socket={tmp_path}/s")
+    net.accept_half(1, 1)
+    status = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
+    net.set_status(status)
+    for number, queue in enumerate(net.queues):
+        queue.desc, queue.avail, queue.used = (0x1000 * (3 * number + n) for n in range(3))
+        queue.ready, queue.size = True, 16
+    net.set_status(status | Status.DRIVER_OK)
+    assert not net.status & Status.NEEDS_RESET
+    state = net.state()
+    net.set_status(0)
+    net.restore(state)
+    assert net.state() == state
+    assert net.status == status | Status.DRIVER_OK
+    memory.write(0x1000, struct.pack("<HH", 0, 0))
+    close(net)
+    assert len(os.listdir("/proc/self/fd")) == before
