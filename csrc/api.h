@@ -4,10 +4,11 @@
  * where the result is a structure. Kernel constants and structures are in uapi.cdef.
  */
 
-/* ── mem.c: guest memory, one memfd mapped once ─────────────────────────────────────────────── */
+/* ── mem.c: guest memory, one file mapped once ──────────────────────────────────────────────── */
 
 struct pk_mem {
-    int fd;             /* the memfd, MFD_CLOEXEC */
+    int fd;             /* the memfd, MFD_CLOEXEC; -1 when the memory is private */
+    int base_fd;        /* private memory: the file beneath, which nobody writes; else -1 */
     uint8_t *hva;       /* host virtual address of the first byte; low memory, then high memory */
     uint64_t size;      /* bytes */
     uint64_t low_size;  /* bytes below the hole: gpa [0, low_size) */
@@ -16,11 +17,40 @@ struct pk_mem {
 
 /* Make `size` bytes of guest memory, of which at most `hole` sit below `hole_end`. */
 int pk_mem_create(uint64_t size, uint64_t hole, uint64_t hole_end, struct pk_mem *ret);
+/* Make guest memory of the file `fd`, which must have `size` bytes and keep them: a private copy,
+ * page by page as pages are written. `prefault`: map all of it now. */
+int pk_mem_map(int fd, uint64_t size, uint64_t hole, uint64_t hole_end, int prefault,
+               struct pk_mem *ret);
+/* Go on as a private copy of the memory as it is now, at the same address; the memfd becomes the
+ * file beneath and is sealed. Nobody may write to the memory meanwhile. */
+int pk_mem_freeze(struct pk_mem *mem);
 void pk_mem_destroy(struct pk_mem *mem);
+
+/* Private memory: go on as a private copy of `fd`, which holds what the memory is now. */
+int pk_mem_rebase(struct pk_mem *mem, int fd);
+
+/* A range of guest memory, as offsets from mem->hva. */
+struct pk_mem_range {
+    uint64_t offset;
+    uint64_t size;
+};
+/* Private memory: the ranges of pages that have a copy of their own, from offset `from` on, lowest
+ * first. Returns how many of `num` ranges are filled in; fewer than `num` means that these are all.
+ */
+int pk_mem_private_ranges(const struct pk_mem *mem, uint64_t from, uint32_t num,
+                          struct pk_mem_range *ret);
+/* Private memory: make it what the file beneath is, by giving up each page's own copy (drop) or by
+ * overwriting it. Returns the number of pages. */
+int pk_mem_revert(struct pk_mem *mem, int drop);
 
 /* The one checked accessor: the host address of gpa [gpa, gpa + len), or NULL when any byte of it
  * is not guest memory. A range never straddles the hole. */
 void *pk_mem_ptr(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
+
+/* ── file.c ─────────────────────────────────────────────────────────────────────────────────── */
+
+/* Let two files or folders of one file system change places, in one step. */
+int pk_file_exchange(const char *one, const char *other);
 
 /* ── vm.c: ioctls ───────────────────────────────────────────────────────────────────────────── */
 

@@ -1,4 +1,5 @@
-/* Guest memory: one memfd, mapped once, seen by the guest below and above the hole.
+/* Guest memory: one memfd, mapped once, seen by the guest below and above the hole. (A restored or
+ * forked machine's is a private copy of a file: cow.c.)
  *
  *   memfd / hva   [0 ............ low_size)[low_size ............ size)
  *   gpa           [0 ............ low_size)      [high_base ........ )
@@ -15,7 +16,7 @@ int pk_mem_create(uint64_t size, uint64_t hole, uint64_t hole_end, struct pk_mem
 {
     if (size == 0 || size > SIZE_MAX / 2)
         return -EINVAL;
-    int fd = memfd_create("guest-memory", MFD_CLOEXEC);
+    int fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return -errno;
     if (ftruncate(fd, (off_t)size) < 0)
@@ -26,6 +27,7 @@ int pk_mem_create(uint64_t size, uint64_t hole, uint64_t hole_end, struct pk_mem
         goto fail;
     *ret = (struct pk_mem){
         .fd = fd,
+        .base_fd = -1,
         .hva = hva,
         .size = size,
         .low_size = size < hole ? size : hole,
@@ -42,9 +44,9 @@ void pk_mem_destroy(struct pk_mem *mem)
 {
     if (mem->hva != NULL) {
         munmap(mem->hva, mem->size);
-        close(mem->fd);
+        close(mem->fd >= 0 ? mem->fd : mem->base_fd);
     }
-    *mem = (struct pk_mem){.fd = -1};
+    *mem = (struct pk_mem){.fd = -1, .base_fd = -1};
 }
 
 void *pk_mem_ptr(const struct pk_mem *mem, uint64_t gpa, uint64_t len)

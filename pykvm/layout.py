@@ -86,6 +86,7 @@ PORT_COM1: Final = 0x3F8
 PORT_PVPANIC: Final = 0x505  # QEMU docs/specs/pvpanic.rst
 PORT_FW_CFG: Final = 0x510  # QEMU docs/specs/fw_cfg.rst: selector 0x510, data 0x511
 PORT_EXIT_CODE: Final = 0x5F8  # pykvm's own: a byte written here ends the machine with that code
+PORT_SNAPSHOT: Final = 0x5F9  # pykvm's own: a byte written here asks for a snapshot
 PORT_PM1A_EVENT: Final = 0x600  # ACPI PM1a status and enable, 4 bytes
 PORT_PM1A_CONTROL: Final = 0x604  # ACPI PM1a control, 2 bytes
 PORT_BIOS_CALL: Final = 0x6F0  # a BIOS stub writes SS:SP here; the call lies there, 4 bytes

@@ -15,12 +15,13 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 from pykvm import acpi, boot, cpuid, layout, x86
 from pykvm._core import lib
-from pykvm.boot.entry import BootSpec, CpuMode
+from pykvm.boot.entry import BootSpec, CpuMode, Entry
 from pykvm.boot.files import open_image, read_initrds, read_modules
 from pykvm.bus import Bus
 from pykvm.config import MachineConfig
@@ -35,6 +36,7 @@ from pykvm.devices.post import Post
 from pykvm.devices.pvpanic import PanicEvent, PvPanic
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.serial import Serial
+from pykvm.devices.snapshotport import SnapshotPort
 from pykvm.errors import ConfigError, PykvmError
 from pykvm.health import HALT, RESTART, PanicWatch, kernel_says
 from pykvm.kvm import Kvm, Vm
@@ -45,7 +47,14 @@ from pykvm.vcpu import Vcpu
 from pykvm.watch import Watcher
 
 if TYPE_CHECKING:
-    from typing import Any, Self
+    from concurrent.futures import Future
+    from typing import Any, Self, TypeVar
+
+    from pykvm.kvm import CpuidEntry
+    from pykvm.snapshot.template import Template
+    from pykvm.snapshot.vcpu import VcpuFormat
+
+    T = TypeVar("T")
 
 # After these the guest is where it was, and may go on.
 RESUMABLE = frozenset({Reason.TIMEOUT, Reason.QUIT, Reason.SIGNAL})
@@ -67,7 +76,8 @@ class Machine:
     the thread that made it; a context manager, closed in reverse order of opening.
     """
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, template: Template | None = None) -> None:
+        """Boots what `config` says; with a `template`, goes on from there instead."""
         self.config = config
         self.pio_bus = Bus("port")
         self.mmio_bus = Bus("mmio")
@@ -77,23 +87,36 @@ class Machine:
         self._ending: _Ending | None = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()  # _ending and _error; reentrant: stop() in a signal handler
-        self._parking = threading.Condition()  # _pausing, _parked, _running
-        self._pausing = False
+        self._parking = threading.Condition()  # _pauses, _parked, _running
+        self._pauses = 0  # one within another
         self._parked = 0
         self._running = 0
         self.panic = PanicWatch()
         self._watcher: Watcher | None = None
+        self.template: Template | None = None  # what `fork` and `reset` go back to
+        self.resets = 0
+        self.generation = 0  # how often it was restored or forked since it was booted
+        self.vcpu_format: VcpuFormat | None = None  # see `snapshot.capture`
+        self._unclaimed: dict[str, bytes] = {}  # states of devices that are still to be attached
+        self.on_snapshot_request: Callable[[], None] | None = None  # the guest's own, by a port
+        self._requests: deque[tuple[Callable[[], None], bool]] = deque()  # for the thread of `run`
+        self._runner: threading.Thread | None = None  # that thread
         self._resources = ExitStack()
         try:
-            self._build()
+            if template is None:
+                self._boot()
+            else:
+                self._go_on(template)
         except BaseException:
             self.close()
             raise
 
     # ── the boot, in order ───────────────────────────────────────────────────────────────────
 
-    def _build(self) -> None:
-        config, own = self.config, self._resources
+    def _boot(self) -> None:
+        from pykvm.boot import bios
+
+        config = self.config
         features = cpuid.parse_model(config.cpu)
         image = open_image(config.kernel)
         spec = BootSpec(
@@ -107,23 +130,40 @@ class Machine:
             load=config.load,
             entry=config.entry,
         )
+        places = self._build(GuestMemory(config.memory))
+        acpi.place(self.memory, config.cpus, **places)
+        self.entry = boot.load(image.data, self.memory, spec, config.protocol)
+        if _calls_bios(self.entry):
+            self._add_bios()
+            self.entry = bios.install(self.memory, self.entry)
+        self._create_vcpus(self._cpuid(features))
+        x86.set_up_lapic(self.vcpus[0])
+        x86.enter(self.vcpus[0], self.memory, self.entry)
+
+    def _go_on(self, template: Template) -> None:
+        """Instead of a boot: memory, devices and vCPUs as they are in `template`."""
+        self._build(template.memory())
+        self.entry = template.entry
+        if _calls_bios(self.entry):
+            self._add_bios()
+        self._create_vcpus(template.cpuid)
+        self._unclaimed = template.fill(self)
+
+    def _build(self, memory: GuestMemory) -> dict[str, Any]:
+        """All but what a kernel brings along; returns where the virtio devices are."""
+        own = self._resources
+        self.memory = own.enter_context(memory)
         self.kvm = own.enter_context(Kvm())
         self._check_cpus()
         self.vm = own.enter_context(Vm(self.kvm))
-        self.memory = own.enter_context(GuestMemory(config.memory))
         self.vm.map_memory(self.memory)
         self.vm.create_irqchip()
-        if config.cpus > XAPIC_IDS:
+        if self.config.cpus > XAPIC_IDS:
             self.vm.enable_x2apic_ids()
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         own.callback(os.close, self.wake_fd)
         self._add_devices()
-        acpi.place(self.memory, config.cpus, **self._add_virtio())
-        self.entry = boot.load(image.data, self.memory, spec, config.protocol)
-        if self.entry.mode is CpuMode.REAL or self.entry.protocol == "multiboot":
-            self._add_bios()
-        self._create_vcpus(features)
-        x86.enter(self.vcpus[0], self.memory, self.entry)
+        return self._add_virtio()
 
     def _check_cpus(self) -> None:
         most = self.kvm.max_vcpus
@@ -156,6 +196,7 @@ class Machine:
         add(layout.PORT_POST, 1, Post())
         add(layout.PORT_DEBUG_EXIT, 4, DebugExit(self._on_exit_code))
         add(layout.PORT_EXIT_CODE, 1, ExitCode(self._on_exit_code))
+        add(layout.PORT_SNAPSHOT, 1, SnapshotPort(self._on_snapshot_request, self))
         add(layout.PORT_PVPANIC, 1, PvPanic(self._on_panic_event))
         add(layout.PORT_FW_CFG, 2, FwCfg(self.config.cpus, self.memory.size))
         add(layout.PORT_PM1A_EVENT, 6, self.power)
@@ -173,7 +214,6 @@ class Machine:
 
     def _add_bios(self) -> None:
         """The BIOS that real-mode guests call and multiboot guests know to have been there."""
-        from pykvm.boot import bios
         from pykvm.boot.e820 import memory_map
         from pykvm.devices.bios import Bios
 
@@ -181,25 +221,26 @@ class Machine:
             self.memory, self.serial, memory_map(self.memory), lambda: self._finish(Reason.HALTED)
         )
         self.pio_bus.add(layout.PORT_BIOS_CALL, 4, services)
-        self.entry = bios.install(self.memory, self.entry)
 
-    def _create_vcpus(self, features: dict[str, bool]) -> None:
+    def _cpuid(self, features: dict[str, bool]) -> Iterator[list[CpuidEntry]]:
+        """What CPUID tells the guest, one table for each vCPU."""
         supported = self.kvm.supported_cpuid()
         tsc_deadline = bool(self.kvm.check_extension(lib.KVM_CAP_TSC_DEADLINE_TIMER))
         for index in range(self.config.cpus):
-            vcpu = self._resources.enter_context(Vcpu(self.kvm, self.vm, index, self._c_bus))
-            vcpu.set_cpuid(
-                cpuid.build(
-                    supported,
-                    apic_id=index,
-                    cpus=self.config.cpus,
-                    features=features,
-                    tsc_deadline=tsc_deadline,
-                )
+            yield cpuid.build(
+                supported,
+                apic_id=index,
+                cpus=self.config.cpus,
+                features=features,
+                tsc_deadline=tsc_deadline,
             )
+
+    def _create_vcpus(self, cpuids: Iterable[list[CpuidEntry]]) -> None:
+        for index, table in enumerate(cpuids):
+            vcpu = self._resources.enter_context(Vcpu(self.kvm, self.vm, index, self._c_bus))
+            vcpu.set_cpuid(table)
             x86.set_memory_types(vcpu)
             self.vcpus.append(vcpu)
-        x86.set_up_lapic(self.vcpus[0])
 
     # ── devices of the user's own ────────────────────────────────────────────────────────────
 
@@ -235,6 +276,9 @@ class Machine:
         if not isinstance(device, Device):
             device = FunctionDevice(device)
         bus.replace(base, size, device)
+        saved = self._unclaimed.pop(f"{bus.space}/{base:#x}", None)
+        if saved:
+            device.restore(saved)
         return thing
 
     # ── running ──────────────────────────────────────────────────────────────────────────────
@@ -252,7 +296,14 @@ class Machine:
         """
         if self._ending is not None and self._ending.reason not in RESUMABLE:
             raise PykvmError(f"the machine has ended ({self._ending.reason.value}); make a new one")
+        if self._unclaimed:
+            missing = ", ".join(self._unclaimed)
+            raise ConfigError(
+                f"the machine was captured with devices of its user's at {missing}; attach them "
+                "with vm.pio or vm.mmio before it runs"
+            )
         self._ending = self._error = None
+        self._runner = threading.current_thread()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.wake_fd)  # of the run before
         self.serial.resume()
@@ -266,6 +317,9 @@ class Machine:
             self.serial.stop_waiting()
             for thread in threads:
                 thread.join()
+            with self._lock:
+                self._runner = None
+            self.serve_requests()
         self._watcher.move_output()
         if self._error is not None:
             raise self._error
@@ -333,6 +387,12 @@ class Machine:
     def _on_reset(self) -> None:
         self._finish(Reason.REBOOT)
 
+    def _on_snapshot_request(self) -> None:
+        """On a vCPU's thread: the guest asks, and goes no further until it was answered."""
+        answer = self.on_snapshot_request
+        if answer is not None:
+            self.request(answer, pause=True)
+
     def _on_panic_event(self, event: PanicEvent) -> None:
         if event & PanicEvent.PANICKED:
             self.panic.seen = True
@@ -345,10 +405,7 @@ class Machine:
 
         On the thread that called `run` (a watcher), or while nothing runs.
         """
-        with self._parking:
-            self._pausing = True
-        for vcpu in self.vcpus:
-            vcpu.kick()
+        self._begin_pause()
         try:
             with self._parking:
                 while not self._parking.wait_for(lambda: self._parked >= self._running, 0.05):
@@ -356,19 +413,131 @@ class Machine:
                         self._watcher.move_output()
             yield
         finally:
-            with self._parking:
-                self._pausing = False
-                self._parking.notify_all()
+            self._end_pause()
+
+    def _begin_pause(self) -> None:
+        with self._parking:
+            self._pauses += 1
+        for vcpu in self.vcpus:
+            vcpu.kick()
+
+    def _end_pause(self) -> None:
+        with self._parking:
+            self._pauses -= 1
+            self._parking.notify_all()
 
     def _park(self) -> None:
         """On a kicked vCPU's thread: stay until the pause is over."""
         with self._parking:
-            if not self._pausing:
+            if not self._pauses:
                 return
             self._parked += 1
             self._parking.notify_all()
-            self._parking.wait_for(lambda: not self._pausing or self._ending is not None)
+            self._parking.wait_for(lambda: not self._pauses or self._ending is not None)
             self._parked -= 1
+
+    def empty_console(self) -> None:
+        """Move what the guest has sent out of the serial port: it is no part of its state."""
+        if self._watcher is not None:
+            self._watcher.move_output()
+        else:
+            self.console_log += self.serial.take()
+
+    def request(self, call: Callable[[], None], *, pause: bool = False) -> None:
+        """Have `call` made by the thread that runs the machine. Any thread. With `pause` the guest
+        does not go on before."""
+        self._requests.append((call, pause))
+        if pause:
+            self._begin_pause()
+        os.eventfd_write(self.wake_fd, 1)
+
+    def forget_run(self) -> None:
+        """As if it had not run: for a machine that was taken back to where it had not."""
+        self._ending = self._error = None
+        self.panic = PanicWatch()
+        self.console_log.clear()
+        self.unread_input.clear()
+
+    def serve_requests(self) -> None:
+        """Make the calls that were requested. On the thread that called `run`."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.wake_fd)
+        while self._requests:
+            call, pause = self._requests.popleft()
+            try:
+                call()
+            finally:
+                if pause:
+                    self._end_pause()
+
+    def at_rest(self, call: Callable[[], T]) -> T:
+        """What `call` returns, made while the machine is at rest: no vCPU runs, no device serves.
+
+        Any thread but a vCPU's, where a device's code runs: that one uses `request`.
+        """
+        from pykvm.snapshot.capture import at_rest
+
+        def here() -> T:
+            with at_rest(self):
+                return call()
+
+        with self._lock:  # `run` must not end in between
+            answer = self._ask(here)
+        return answer.result() if answer is not None else here()
+
+    def _ask(self, call: Callable[[], T]) -> Future[T] | None:
+        """What will be the answer of the thread that runs the machine, if that is another one."""
+        if self._runner in (None, threading.current_thread()):
+            return None
+        from concurrent.futures import Future
+
+        answer: Future[T] = Future()
+
+        def give() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:  # raised where it was asked for
+                answer.set_exception(error)
+
+        self.request(give)
+        return answer
+
+    # ── snapshots ────────────────────────────────────────────────────────────────────────────
+
+    def snapshot(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """Save the machine as it is now, running or not, and let it go on: see `snapshot.save`.
+
+        From a vCPU's thread, `request` it. Raises `ConfigError`, and `HostError` for a full disk.
+        """
+        from pykvm.snapshot.save import Save
+
+        with Save(folder, **options) as save:
+            self.at_rest(lambda: save.capture(self))
+            save.commit()
+
+    @classmethod
+    def restore(cls, folder: str | os.PathLike[str], **options: Any) -> Self:
+        """A machine that goes on where the one saved in `folder` was: see `snapshot.load`."""
+        from pykvm.snapshot.load import load
+
+        with load(folder, **options) as template:
+            return cls(template.config, template)
+
+    def fork(self, **changes: Any) -> Machine:
+        """A machine of its own that goes on where this one is now; `changes` to its configuration.
+
+        It costs no copy of the memory: both share what neither has written. Many forks from one
+        moment share a template, which this takes when the machine has changed since the last.
+        """
+        from pykvm.snapshot.template import current_template
+
+        return self.at_rest(lambda: current_template(self)).machine(**changes)
+
+    def reset(self) -> None:
+        """Go back, in place, to where the last `fork` was taken from, or this machine began."""
+        from pykvm.snapshot.reset import reset
+
+        reset(self)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────
 
@@ -409,9 +578,16 @@ class Machine:
         """Destroy the machine. Safe to call twice."""
         self.vcpus = []
         self._resources.close()
+        if self.template is not None:
+            self.template.close()
+            self.template = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _calls_bios(entry: Entry) -> bool:
+    return entry.mode is CpuMode.REAL or entry.protocol == "multiboot"

@@ -1,7 +1,9 @@
 """Guest memory: checked reads and writes at guest-physical addresses.
 
 Reached from the boot loaders, devices and the API (`vm.memory`). The bytes live in one memfd,
-mapped once (csrc/mem.c); KVM sees the same pages through memslots. Read `layout` for the map.
+mapped once (csrc/mem.c); KVM sees the same pages through memslots. A restored or forked machine's
+memory is a private copy of a file, made page by page as pages are written (csrc/cow.c). Read
+`layout` for the map.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from pykvm.errors import ConfigError, PykvmError, check
 from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Final, Self
 
 # From this size on, writing to the memfd is twice as fast as to its mapping: no page faults.
 PWRITE_SIZE: Final = 1 << 20
 
 
+RANGES: Final = 256  # of changed pages, asked for at a time
 GPA_MAX = (1 << 64) - 1  # what fits the uint64_t of csrc/api.h
 
 
@@ -44,7 +48,9 @@ class GuestMemory:
     Owned by one `Machine`; any thread may read and write. Closing unmaps it: views must be gone.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, base: int | None = None, *, prefault: bool = False) -> None:
+        """`base` is a file descriptor whose `size` bytes the memory begins with; whatever is
+        written stays in this process. `prefault` maps all of it now."""
         if size <= 0 or size % 4096:
             raise ConfigError(
                 f"--memory: {size} bytes is not a positive multiple of 4096; try --memory 256M"
@@ -52,9 +58,18 @@ class GuestMemory:
         if size > GPA_MAX:
             raise ConfigError(f"--memory: {size} bytes is more than a PC can address; try less")
         self.handle = ffi.new("struct pk_mem *")
-        result = lib.pk_mem_create(size, layout.MMIO_HOLE, layout.MMIO_HOLE_END, self.handle)
+        hole = (layout.MMIO_HOLE, layout.MMIO_HOLE_END)
+        if base is None:
+            result = lib.pk_mem_create(size, *hole, self.handle)
+        else:
+            result = lib.pk_mem_map(base, size, *hole, prefault, self.handle)
         check(result, f"memfd of {size} bytes for guest memory", "try a smaller --memory")
         self.size = size
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it is a private copy of a file: then no other process can share it."""
+        return bool(self.handle.fd < 0)
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -87,7 +102,7 @@ class GuestMemory:
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` in. Raises `GuestMemoryError`, having written nothing."""
         view = self.view(gpa, len(data))
-        if len(data) >= PWRITE_SIZE:
+        if len(data) >= PWRITE_SIZE and not self.is_private:
             written = os.pwrite(self.handle.fd, data, self._offset(gpa))
             view, data = view[written:], data[written:]
         view[:] = data
@@ -98,7 +113,14 @@ class GuestMemory:
         No other thread may do so at the same time. Raises `GuestMemoryError`, and `OSError` when
         the file ends before.
         """
-        self.view(gpa, size)  # raises when it is not all there
+        view = self.view(gpa, size)  # raises when it is not all there
+        if self.is_private:
+            while view:
+                got = os.preadv(file, [view[:PWRITE_SIZE]], offset)
+                if not got:
+                    raise OSError(f"the file ends {len(view)} bytes too soon")
+                view, offset = view[got:], offset + got
+            return
         os.lseek(self.handle.fd, self._offset(gpa), os.SEEK_SET)
         while size:
             try:
@@ -113,6 +135,50 @@ class GuestMemory:
     def _offset(self, gpa: int) -> int:
         """Where the byte at `gpa` is in the memfd."""
         return gpa if gpa < self.low_end else gpa - int(self.handle.high_base) + self.low_end
+
+    # ── private memory ───────────────────────────────────────────────────────────────────────
+
+    def freeze(self) -> int:
+        """Go on as a private copy of the memory as it is now, in no time: what is there now stays
+        as it is in the file that is returned, a descriptor of the caller's own.
+
+        No vCPU runs and no device serves. Raises `KvmError` when another process shares it.
+        """
+        hint = "another process, such as a vhost-user back end, shares the guest's memory"
+        check(lib.pk_mem_freeze(self.handle), "seal of guest memory", hint)
+        return os.dup(self.handle.base_fd)
+
+    def rebase(self, file: int) -> None:
+        """Private memory: go on as a private copy of `file`, which holds what is there now."""
+        check(lib.pk_mem_rebase(self.handle, file), "mmap of guest memory")
+
+    def changes(self) -> Iterator[Region]:
+        """Private memory: the pages written since it was made, whoever wrote them, as ranges of
+        the file beneath, lowest first. Pages written back to what they were are among them."""
+        ranges = ffi.new("struct pk_mem_range[]", RANGES)
+        count, end = RANGES, 0
+        while count == RANGES:
+            count = lib.pk_mem_private_ranges(self.handle, end, RANGES, ranges)
+            check(count, "read of /proc/self/pagemap")
+            for entry in ranges[0:count]:
+                yield Region(entry.offset, entry.size)
+                end = entry.offset + entry.size
+
+    def revert(self, *, drop: bool = False) -> int:
+        """Private memory: undo all that was written. Returns how many pages that were.
+
+        They keep their place and are written over, or are given up (`drop`).
+        """
+        return check(lib.pk_mem_revert(self.handle, drop), "copying pages back")
+
+    @property
+    def file(self) -> int:
+        """The descriptor that the memory is a mapping of, or a private copy; not to be closed."""
+        return int(self.handle.base_fd if self.is_private else self.handle.fd)
+
+    def at_offset(self, offset: int, size: int) -> memoryview:
+        """A writable view of the bytes by their place in the file, not in the guest."""
+        return memoryview(ffi.buffer(self.handle.hva + offset, size)).cast("B")
 
     def close(self) -> None:
         """Unmap. Safe to call twice."""

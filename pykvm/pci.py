@@ -137,6 +137,12 @@ class PciFunction:
 
     # ── snapshots ────────────────────────────────────────────────────────────────────────────
 
+    def freeze(self) -> None:
+        """As `Device.freeze`."""
+
+    def thaw(self) -> None:
+        """As `Device.thaw`."""
+
     def state(self) -> bytes:
         return bytes(self.config)
 
@@ -302,6 +308,14 @@ class Window(Device):
         with self._bus.lock:
             for function in self._bus.functions.values():
                 function.reset()
+
+    def freeze(self) -> None:
+        for function in self._bus.functions.values():
+            function.freeze()
+
+    def thaw(self) -> None:
+        for function in self._bus.functions.values():
+            function.thaw()
 
     def state(self) -> bytes:
         with self._bus.lock:

@@ -39,6 +39,7 @@ class Vcpu:
         self.handle = ffi.new("struct pk_vcpu *")
         check(lib.pk_vcpu_create(kvm.fd, vm.fd, id, c_bus, self.handle), f"KVM_CREATE_VCPU({id})")
         self.fd: int = self.handle.fd
+        self.cpuid: list[CpuidEntry] = []  # as it was set
 
     # ── running ──────────────────────────────────────────────────────────────────────────────
 
@@ -70,6 +71,12 @@ class Vcpu:
     def kick(self) -> None:
         """Make the vCPU leave the guest soon. Any thread."""
         check(lib.pk_vcpu_kick(self.handle), "tgkill of a vCPU thread")
+
+    def settle(self) -> None:
+        """Complete an access that `run` left open when a device raised, without running on."""
+        while self.handle.pending:
+            self.kick()
+            check(lib.pk_vcpu_run(self.handle), "KVM_RUN")
 
     @property
     def exits(self) -> int:
@@ -176,6 +183,7 @@ class Vcpu:
 
     def set_cpuid(self, entries: list[CpuidEntry]) -> None:
         """What CPUID tells the guest. Before the first run."""
+        self.cpuid = entries
         table = ffi.new("struct kvm_cpuid2 *", {"entries": len(entries)})
         table.nent = len(entries)
         ffi.buffer(table.entries)[:] = b"".join(CPUID_ENTRY.pack(*entry) for entry in entries)

@@ -96,6 +96,7 @@ class Watcher:
             time.sleep(LINE_S)
         serial.clear_events()
         self.move_output()
+        self._machine.serve_requests()
         if self._input:
             del self._input[: serial.give(bytes(self._input))]
 

@@ -7,6 +7,7 @@
 #define PORT_COM1       0x3F8
 #define PORT_FW_CFG     0x510 /* selector; data at +1 */
 #define PORT_EXIT_CODE  0x5F8 /* a byte written here ends the machine with that code */
+#define PORT_SNAPSHOT   0x5F9 /* a byte written here asks for a snapshot */
 #define PORT_RESET      0xCF9
 
 #endif

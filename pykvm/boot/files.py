@@ -46,12 +46,13 @@ def open_image(source: Source) -> ImageFile:
 
 
 def _stamp(status: os.stat_result) -> str:
-    """What changes with a file's content: nobody can set a change time (inode(7), "ctime").
+    """A file's stamp. The host's clock ticks in milliseconds: a file that changed this very moment
+    has none yet."""
+    return stamp(status) if time.time_ns() - status.st_ctime_ns >= STAMP_AGE_NS else ""
 
-    The host's clock ticks in milliseconds: a file that changed this very moment has no stamp yet.
-    """
-    if time.time_ns() - status.st_ctime_ns < STAMP_AGE_NS:
-        return ""
+
+def stamp(status: os.stat_result) -> str:
+    """What changes with a file's content: nobody can set a change time (inode(7), "ctime")."""
     times = f"{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
     return f"{status.st_ino:x}-{status.st_size:x}-{times}"
 

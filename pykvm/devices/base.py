@@ -29,6 +29,13 @@ class Device:
     def reset(self) -> None:
         """Return to power-on state."""
 
+    def freeze(self) -> None:
+        """Come to rest: finish what is in flight, then do nothing until `thaw`. Nothing that was
+        raised is lost. The machine is paused."""
+
+    def thaw(self) -> None:
+        """Go on after `freeze`, with the state that was there or the one `restore` has set."""
+
     def state(self) -> bytes:
         """Describe the device for a snapshot. A device without state returns ``b""``."""
         return b""

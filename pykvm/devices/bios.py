@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 # What the stub and the INT pushed, lowest address first.
+STATE: Final = struct.Struct("<d")  # seconds left of a wait
 FRAME: Final = struct.Struct("<HH 8I H HHH")
 FIELDS: Final = (
     *("es", "ds"),
@@ -117,7 +118,7 @@ class Bios(Device):
         self._now = now
         self._video = Video(memory, self._send)
         self._keyboard = Keyboard(memory, self._receive)
-        self._wait_until = 0.0  # int 15h AH=86h
+        self._wait_until = 0.0  # int 15h AH=86h; host's time
         self._services: dict[int, Callable[[Call], None]] = {
             0x00: self._fault,
             0x06: self._fault,
@@ -134,6 +135,14 @@ class Bios(Device):
             0x1A: self._time,
             HALTED: self._halt,
         }
+
+    def state(self) -> bytes:
+        """What is left of a wait; the rest is in guest memory, or the terminal's."""
+        return STATE.pack(self._wait_until and max(self._wait_until - self._now(), 1e-6))
+
+    def restore(self, state: bytes) -> None:
+        (left_s,) = STATE.unpack(state)
+        self._wait_until = left_s and self._now() + left_s
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Serve the call whose registers lie at SS:SP, which `value` holds."""

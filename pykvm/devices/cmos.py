@@ -108,7 +108,7 @@ class Cmos(ByteWide):
         self._now = now
         self._lock = threading.RLock()  # vCPU threads and the timer
         self._timer: threading.Timer | None = None
-        self._raised = False
+        self._raised = self._frozen = False
         self._ram = bytearray(RAM_SIZE)
         self._ram[Register.D] = 1 << 7
         for register, size, value in (
@@ -138,6 +138,16 @@ class Cmos(ByteWide):
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+    def freeze(self) -> None:
+        with self._lock:
+            self._frozen = True
+            self.close()
+
+    def thaw(self) -> None:
+        with self._lock:
+            self._frozen = False
+            self._schedule()
 
     def state(self) -> bytes:
         with self._lock:
@@ -291,7 +301,7 @@ class Cmos(ByteWide):
     def _schedule(self) -> None:
         """Wake at the next full second while an interrupt is enabled, and not otherwise."""
         self.close()
-        if self._ram[Register.B] & (B.UPDATE | B.ALARM):
+        if self._ram[Register.B] & (B.UPDATE | B.ALARM) and not self._frozen:
             self._timer = threading.Timer(1 - self._time() % 1, self._on_timer)
             self._timer.daemon = True
             self._timer.start()

@@ -22,6 +22,7 @@ import threading
 
 from pykvm._core import ffi, lib
 from pykvm.lean import TYPE_CHECKING
+from pykvm.virtio.interrupt import CONFIG, CONFIG_CAUSE, QUEUE
 from pykvm.virtio.queue import SIZE_MAX, Fault
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ class VirtioDevice:
         ]
         self.c_queues = ffi.new("struct pk_queue[]", self.queue_count)
         self.config_generation = 0
-        self._running = False
+        self._running = False  # the data plane
+        self._frozen = self._starts_at_thaw = False
+        self._interrupts_at_thaw = 0  # bits of the ISR
         self._clear()
 
     def _clear(self) -> None:
@@ -200,6 +203,9 @@ class VirtioDevice:
     # ── the data plane ───────────────────────────────────────────────────────────────────────
 
     def _start(self) -> None:
+        if self._frozen:
+            self._starts_at_thaw = True
+            return
         for number, (queue, c_queue) in enumerate(zip(self.queues, self.c_queues, strict=True)):
             c_queue.kick_fd = self.kick_fds[number]
             virtq = c_queue.virtq
@@ -216,6 +222,7 @@ class VirtioDevice:
             self.interrupt.notify(0)
 
     def _stop(self) -> None:
+        self._starts_at_thaw = False
         if not self._running:
             return
         self.stop()
@@ -225,11 +232,39 @@ class VirtioDevice:
 
     # ── snapshots ────────────────────────────────────────────────────────────────────────────
 
+    def freeze(self) -> None:
+        """Finish what is in flight, and serve nothing until `thaw`: the queues' indices, the
+        guest's memory and the host's side of the device are of one moment then."""
+        with self.lock:
+            if not self._frozen:
+                running = self._running
+                self._stop()
+                self._frozen, self._starts_at_thaw = True, running
+
+    def thaw(self) -> None:
+        """Serve again what waits in the queues."""
+        with self.lock:
+            self._frozen = False
+            if self._starts_at_thaw:
+                self._start()
+                self._starts_at_thaw = False
+            self._interrupt_again()
+
+    def _interrupt_again(self) -> None:
+        """After a restore: an interrupt may have been under way. One too many does no harm."""
+        pending, self._interrupts_at_thaw = self._interrupts_at_thaw, 0
+        if pending & CONFIG:
+            self.interrupt.notify(CONFIG_CAUSE)
+        for number, queue in enumerate(self.queues if pending & QUEUE else ()):
+            if queue.ready:
+                self.interrupt.notify(1 + number)
+
     def state(self) -> bytes:
         """Describe the device. What is in flight is finished first; then it goes on."""
         with self.lock:
             running = self._running
-            self._stop()
+            if running:
+                self._stop()
             data = STATE.pack(
                 self._status, self.interrupt.pending, self.driver_features, self.queue_count
             )
@@ -254,8 +289,9 @@ class VirtioDevice:
             self._status = Status(status)
             if Status.DRIVER_OK in self._status and Status.NEEDS_RESET not in self._status:
                 self._start()
-            if pending:  # an interrupt too many does no harm
-                self.interrupt.notify(0 if pending == 2 else 1)
+            self._interrupts_at_thaw = pending
+            if not self._frozen:
+                self._interrupt_again()
 
     def close(self) -> None:
         """Stop, and close the eventfds. No vCPU runs any more. Safe to call twice."""

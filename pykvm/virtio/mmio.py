@@ -185,6 +185,12 @@ class MmioTransport(Device):
             self.device.reset()
             self._select()
 
+    def freeze(self) -> None:
+        self.device.freeze()
+
+    def thaw(self) -> None:
+        self.device.thaw()
+
     def state(self) -> bytes:
         selected = (self._queue_sel, self._device_features_sel, self._driver_features_sel)
         return b"".join(n.to_bytes(4, "little") for n in selected) + self.device.state()

@@ -127,12 +127,14 @@ class Msix:
         return bytes(self.table) + bytes(vector.pending for vector in self.vectors)
 
     def restore(self, state: bytes) -> None:
-        """Take back what `state()` gave; the capability's bits follow by `set_control`."""
+        """Take back what `state()` gave; the capability's bits have been set already."""
         self.table[:] = state[: len(self.table)]
+        self._update()
         for vector, pending in zip(self.vectors, state[len(self.table) :], strict=True):
+            if vector.pending:
+                os.eventfd_read(vector.fd)  # of the life before
             if pending:
                 os.eventfd_write(vector.fd, 1)
-        self._update()
 
     def close(self) -> None:
         """Close the eventfds. Safe to call twice."""

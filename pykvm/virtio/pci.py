@@ -320,6 +320,12 @@ class PciTransport(PciFunction):
             self._select()
             super().reset()
 
+    def freeze(self) -> None:
+        self.device.freeze()
+
+    def thaw(self) -> None:
+        self.device.thaw()
+
     def state(self) -> bytes:
         device = self.device.state()
         selected = (self._device_feature_select, self._driver_feature_select, self._queue_select)
@@ -342,8 +348,8 @@ class PciTransport(PciFunction):
         vectors = struct.Struct(f"<{len(self._vectors)}H")
         self._vectors = list(vectors.unpack_from(state, at))
         at += vectors.size
-        self.msix.restore(state[at + device_size :])
         super().restore(state[: len(self.config)])
+        self.msix.restore(state[at + device_size :])
         self.device.restore(state[at : at + device_size])
 
     def close(self) -> None:

@@ -1,0 +1,148 @@
+"""The format on disk, version 1: a folder with a JSON head and two files of raw bytes.
+
+Reached from `save` and `load`. docs/snapshots.md describes it for other programs.
+
+::
+
+    DIR/snapshot.json   what it is, who made it, the machine's configuration, and of the others
+                        sizes and checksums; its own `checksum` is over all the rest
+    DIR/state           the parts (`capture`), one after the other, in the head's order
+    DIR/memory          guest memory, sparse: low memory, then high memory
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from pykvm.boot.entry import CpuMode, Entry
+from pykvm.config import MachineConfig
+from pykvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pykvm.snapshot.capture import Parts
+
+FORMAT: Final = "pykvm snapshot"
+VERSION: Final = 1
+HEAD, STATE, MEMORY = "snapshot.json", "state", "memory"
+HEAD_MAX: Final = 64 << 20  # bytes
+
+NOT_SAVED: Final = ("kernel", "initrd", "modules", "cmdline")  # they are in the guest's memory
+
+
+# ── the head ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def checksum(head: dict[str, Any]) -> str:
+    """Of all the head's fields but `checksum`, in the shortest JSON with sorted names."""
+    fields = {name: value for name, value in head.items() if name != "checksum"}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def encode_head(head: dict[str, Any]) -> bytes:
+    """The head as a file, its checksum added; one field a line, for people who look."""
+    head = {"format": FORMAT, "version": VERSION, **head}
+    head["checksum"] = checksum(head)
+    lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in head.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def decode_head(data: bytes, folder: str) -> dict[str, Any]:
+    """The head's fields. Raises `ConfigError` when it is damaged or of another version."""
+    try:
+        head = json.loads(data)
+        if not isinstance(head, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise damaged(folder, f"{HEAD} is not JSON") from None
+    if head.get("format") != FORMAT:
+        raise damaged(folder, f"{HEAD} is not the head of one")
+    if head.get("version") != VERSION:
+        raise ConfigError(
+            f"snapshot {folder}: its format is version {head.get('version')}, and this pykvm knows "
+            f"version {VERSION}; take it anew, or restore it with the pykvm that made it "
+            f"({head.get('pykvm')})"
+        )
+    if head.get("checksum") != checksum(head):
+        raise damaged(folder, f"{HEAD} does not match its checksum")
+    return head
+
+
+def damaged(folder: str, what: str) -> ConfigError:
+    return ConfigError(f"snapshot {folder} is damaged: {what}; take it anew")
+
+
+# ── the parts ────────────────────────────────────────────────────────────────────────────────────
+
+
+def describe_parts(parts: Parts) -> list[list[Any]]:
+    """The head's table of `state`: name, size and checksum of each part."""
+    return [[name, len(data), zlib.crc32(data)] for name, data in parts.items()]
+
+
+def cut_parts(data: bytes, table: list[list[Any]], folder: str) -> Parts:
+    """The parts in `state`. Raises `ConfigError` when they are not what the head says."""
+    if len(data) != sum(size for _, size, _ in table):
+        raise damaged(folder, f"{STATE} has {len(data)} bytes")
+    parts, at = {}, 0
+    for name, size, crc in table:
+        part = data[at : at + size]
+        if zlib.crc32(part) != crc:
+            raise damaged(folder, f"{name} in {STATE} does not match its checksum")
+        parts[name] = part
+        at += size
+    return parts
+
+
+# ── the configuration ────────────────────────────────────────────────────────────────────────────
+
+
+def encode_config(value: Any) -> Any:
+    """A configuration as JSON has it: a record becomes {"a": its class, its fields}."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        fields = {
+            name: encode_config(field)
+            for name, field in zip(value._fields, value, strict=True)
+            if not (isinstance(value, MachineConfig) and name in NOT_SAVED)
+        }
+        kind = type(value)
+        return {"a": f"{kind.__module__}.{kind.__qualname__}", **fields}
+    if isinstance(value, tuple):
+        return [encode_config(item) for item in value]
+    if isinstance(value, CpuMode):
+        return value.value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def decode_config(value: Any) -> Any:
+    """What `encode_config` was given. Only records of pykvm's own are made."""
+    if isinstance(value, list):
+        return tuple(map(decode_config, value))
+    if not isinstance(value, dict):
+        return value
+    module, _, name = value["a"].rpartition(".")
+    if module.split(".")[0] != "pykvm":
+        raise ValueError(f"{value['a']} is not pykvm's")
+    kind = getattr(importlib.import_module(module), name)
+    fields = {name: decode_config(field) for name, field in value.items() if name != "a"}
+    if kind is MachineConfig:
+        fields["kernel"] = b""
+        fields["mode"] = CpuMode(fields["mode"]) if fields["mode"] else None
+    return kind(**fields)
+
+
+def encode_entry(entry: Entry) -> dict[str, Any]:
+    """How the guest was entered: by which protocol, in which mode."""
+    return {"protocol": entry.protocol, "mode": entry.mode.value, "rip": entry.rip}
+
+
+def decode_entry(fields: dict[str, Any]) -> Entry:
+    return Entry(fields["protocol"], CpuMode(fields["mode"]), fields["rip"])

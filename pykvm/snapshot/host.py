@@ -1,0 +1,56 @@
+"""Whether this host's processor and KVM can run a guest that was captured elsewhere.
+
+Reached from `template`, for snapshots from disk. A guest has looked at CPUID long ago and believes
+it: what it found must be there. Read `cpuid` for the names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.cpuid import FEATURES
+from pykvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pykvm.kvm import CpuidEntry, Kvm
+
+BY_PYKVM = ("hypervisor", "tsc_deadline_timer", "ht", "cmp_legacy", "osxsave", "ospke")
+
+
+def check_cpuid(kvm: Kvm, saved: Sequence[CpuidEntry]) -> None:
+    """Raises `ConfigError` when the guest's CPUID promises what this host does not have."""
+    have = {(entry.function, entry.index): entry for entry in kvm.supported_cpuid()}
+    want = {(entry.function, entry.index): entry for entry in saved}
+    ours, theirs = have.get((0, 0)), want.get((0, 0))
+    if ours is None or theirs is None or ours[4:] != theirs[4:]:
+        raise ConfigError(
+            f"the snapshot is of a guest on a processor by {_vendor(theirs)}, and this host's is "
+            f"by {_vendor(ours)}: it cannot go on here; boot it here instead"
+        )
+    missing = [
+        name
+        for name, (function, index, register, bit) in FEATURES.items()
+        if name not in BY_PYKVM
+        and (wanted := want.get((function, index))) is not None
+        and getattr(wanted, register) >> bit & 1
+        and not getattr(have.get((function, index), _nothing(wanted)), register) >> bit & 1
+    ]
+    if missing:
+        raise ConfigError(
+            "the snapshot is of a guest on a processor with features that this host lacks: "
+            f"{', '.join(missing)}; boot with --cpu host,-{',-'.join(missing)} where it is taken"
+        )
+
+
+def _nothing(entry: CpuidEntry) -> CpuidEntry:
+    return entry._replace(eax=0, ebx=0, ecx=0, edx=0)
+
+
+def _vendor(entry: CpuidEntry | None) -> str:
+    """CPUID 0H: the name is in EBX, EDX, ECX."""
+    if entry is None:
+        return "nobody"
+    name = b"".join(word.to_bytes(4, "little") for word in (entry.ebx, entry.edx, entry.ecx))
+    return name.decode(errors="replace")

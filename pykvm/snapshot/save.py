@@ -1,0 +1,151 @@
+"""Saves a machine to a folder: all of it, or nothing that could be mistaken for it.
+
+Reached from `Machine.snapshot`. Everything is written to a folder of a temporary name beside the
+one asked for, brought to the disk (fsync), and renamed; a snapshot that was there before changes
+places with it in one step, then goes. Read `format` for the files, `capture` for the order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from typing import TYPE_CHECKING, Final
+
+from pykvm import __version__
+from pykvm._core import lib
+from pykvm.boot.files import stamp
+from pykvm.errors import ConfigError, HostError
+from pykvm.snapshot import capture, format, pages
+from pykvm.snapshot.disks import describe_disks
+
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from pykvm.machine import Machine
+
+TICK_S: Final = 0.02  # longer than the clock that files are stamped with takes to move on
+
+
+class Save:
+    """One snapshot on its way into `folder`. Its steps: `capture`, at rest; then `commit`.
+
+    A context manager: what was not committed is removed. Raises `ConfigError` when the folder is
+    not to be replaced, and `HostError` when it cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = os.path.abspath(folder)
+        _check_target(self.folder)
+        parent, name = os.path.split(self.folder)
+        self._temporary = os.path.join(parent, f".{name}.{os.getpid()}-{time.monotonic_ns():x}")
+        with self._explained():
+            os.mkdir(self._temporary, 0o700)  # a guest's memory may hold secrets
+
+    def capture(self, machine: Machine) -> None:
+        """Write the memory of a machine at rest; note the rest."""
+        with self._explained(), self._create(format.MEMORY) as fd:
+            os.truncate(fd, machine.memory.size)
+            pages.copy(machine.memory, fd)
+        self._parts = capture.capture(machine)
+        self._head: dict[str, Any] = {
+            "id": os.urandom(8).hex(),
+            "pykvm": __version__,
+            "saved": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "generation": machine.generation,
+            "entry": format.encode_entry(machine.entry),
+            "config": format.encode_config(machine.config),
+            "disks": describe_disks(machine),
+            "memory": {"size": machine.memory.size, "piece": pages.PIECE},
+        }
+
+    def commit(self) -> None:
+        """Bring it all to the disk and give it its name. The machine may run meanwhile."""
+        with self._explained():
+            self._finish_memory()
+            with self._create(format.STATE) as fd:
+                os.write(fd, b"".join(self._parts.values()))
+                os.fsync(fd)
+            self._head["state"] = format.describe_parts(self._parts)
+            with self._create(format.HEAD) as fd:
+                pages.write(fd, 0, memoryview(format.encode_head(self._head)))
+                os.fsync(fd)
+            _sync_folder(self._temporary)
+            self._rename()
+            _sync_folder(os.path.dirname(self.folder))
+
+    def _finish_memory(self) -> None:
+        """Checksums, and a stamp by which `load` knows that the file was not touched since."""
+        memory = self._head["memory"]
+        fd = os.open(os.path.join(self._temporary, format.MEMORY), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            memory["crc32"] = pages.checksums(fd, memory["size"])
+            os.fchmod(fd, 0o400)
+            while time.time_ns() - os.fstat(fd).st_ctime_ns < TICK_S * 1e9:
+                time.sleep(TICK_S)
+            memory["stamp"] = stamp(os.fstat(fd))
+        finally:
+            os.close(fd)
+
+    def _rename(self) -> None:
+        try:
+            os.rename(self._temporary, self.folder)  # the folder is not there yet, or empty
+        except OSError:
+            result = lib.pk_file_exchange(os.fsencode(self._temporary), os.fsencode(self.folder))
+            if result < 0:
+                raise OSError(-result, os.strerror(-result)) from None
+            shutil.rmtree(self._temporary)
+
+    @contextlib.contextmanager
+    def _create(self, name: str) -> Any:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(os.path.join(self._temporary, name), flags, 0o600)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Any:
+        try:
+            yield
+        except OSError as error:
+            raise HostError(
+                f"snapshot {self.folder}: {error.strerror}; nothing was saved, and the guest goes "
+                "on; choose another folder or make room"
+            ) from None
+
+    def close(self) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check_target(folder: str) -> None:
+    """Replace nothing but a snapshot."""
+    if not os.path.isdir(os.path.dirname(folder)):
+        raise ConfigError(f"snapshot {folder}: {os.path.dirname(folder)} is no folder; make it")
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise ConfigError(f"snapshot {folder}: a file is there; name a folder") from None
+    if names and format.HEAD not in names:
+        raise ConfigError(
+            f"snapshot {folder}: the folder holds other things than a snapshot; name another"
+        )
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

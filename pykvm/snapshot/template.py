@@ -1,0 +1,173 @@
+"""A machine at rest, complete: what new machines go on from, and what one is reset to.
+
+Reached from `Machine.fork` (a template held in memory) and from `load` (a snapshot on disk). The
+memory is a file that nobody writes: machines map it privately, so that making one takes no longer
+for a guest of gigabytes. Read `capture` for the parts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING, Final
+
+from pykvm.memory import GuestMemory
+from pykvm.snapshot import capture, pages
+from pykvm.snapshot.host import check_cpuid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Self
+
+    from pykvm.boot.entry import Entry
+    from pykvm.config import MachineConfig
+    from pykvm.kvm import CpuidEntry
+    from pykvm.machine import Machine
+    from pykvm.memory import Region
+    from pykvm.snapshot.capture import Parts
+
+
+SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+class Layer:
+    """Pages that lie over the memory's file: of a snapshot that holds only what had changed."""
+
+    def __init__(self, fd: int, ranges: Sequence[Region]) -> None:
+        self.fd = fd
+        self.ranges = ranges  # by their place in the memory's file; in `fd` at the same place
+
+
+class Template:
+    """`config` and `parts` of a machine; its memory is the file `fd`, under `layers`.
+
+    Owns the descriptors. Machines made from it keep their own: it may be closed before them.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        entry: Entry,
+        parts: Parts,
+        fd: int,
+        *,
+        generation: int = 0,
+        layers: Sequence[Layer] = (),
+    ) -> None:
+        self.config = config
+        self.entry = entry
+        self.parts = parts
+        self.generation = generation  # of the machine that was captured
+        self.fd = fd
+        self.layers = list(layers)
+        self.clock = "stay"
+        self.prefault = False
+        self.foreign = False  # from disk: it may be of another host
+
+    def machine(self, **changes: Any) -> Machine:
+        """A new machine that goes on from here, with `changes` to its configuration."""
+        from pykvm.machine import Machine
+
+        return Machine(self.config._replace(**changes) if changes else self.config, self)
+
+    # ── for Machine ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def cpuid(self) -> list[list[CpuidEntry]]:
+        """What CPUID tells the guest, a table for each vCPU."""
+        return [capture.cpuid_of(self.parts, index) for index in range(self.config.cpus)]
+
+    def memory(self) -> GuestMemory:
+        """Memory for a new machine."""
+        memory = GuestMemory(self.config.memory, self.fd, prefault=self.prefault)
+        self.overlay(memory)
+        return memory
+
+    def overlay(self, memory: GuestMemory) -> None:
+        """Put the layers' pages into memory whose other pages are those of the file."""
+        for layer in self.layers:
+            for offset, size in layer.ranges:
+                with memory.at_offset(offset, size) as view:
+                    os.preadv(layer.fd, [view], offset)
+
+    def fill(self, machine: Machine) -> Parts:
+        """Give a new machine, its memory in place, the rest; returns what has no device yet."""
+        if self.foreign:
+            check_cpuid(machine.kvm, self.cpuid[0])
+        machine.generation = self.generation + 1
+        machine.template = self.copy()
+        for _, device in capture.devices_of(machine):
+            device.freeze()
+        rest = capture.apply(machine, self.parts, self.clock)
+        for _, device in capture.devices_of(machine):
+            device.thaw()
+        return rest
+
+    # ── owning ───────────────────────────────────────────────────────────────────────────────
+
+    def copy(self) -> Template:
+        """The same, with descriptors of its own."""
+        layers = [Layer(os.dup(layer.fd), layer.ranges) for layer in self.layers]
+        return Template(
+            self.config,
+            self.entry,
+            self.parts,
+            os.dup(self.fd),
+            generation=self.generation,
+            layers=layers,
+        )
+
+    def close(self) -> None:
+        """Close the descriptors. Safe to call twice."""
+        for fd in (self.fd, *(layer.fd for layer in self.layers)):
+            if fd >= 0:
+                os.close(fd)
+        self.fd, self.layers = -1, []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def current_template(machine: Machine) -> Template:
+    """The template of a machine at rest as it is now. The machine owns it.
+
+    The first costs nothing: what was the memory becomes the template's, and the machine goes on
+    with a private copy. A later one copies the memory, unless nothing in it has changed.
+    """
+    fd, layers = _current_memory(machine)
+    template = Template(
+        machine.config,
+        machine.entry,
+        capture.capture(machine),
+        fd,
+        generation=machine.generation,
+        layers=layers,
+    )
+    if machine.template is not None:
+        machine.template.close()
+    machine.template = template
+    return template
+
+
+def _current_memory(machine: Machine) -> tuple[int, list[Layer]]:
+    """A file that holds the machine's memory and that nobody writes, under layers."""
+    memory = machine.memory
+    if not memory.is_private:
+        return memory.freeze(), []
+    before = machine.template
+    if before is not None and next(memory.changes(), None) is None:
+        same = before.copy()
+        return same.fd, same.layers
+    fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.truncate(fd, memory.size)
+        pages.copy(memory, fd)
+        memory.rebase(fd)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, []

@@ -1,0 +1,177 @@
+"""A vCPU's state as bytes, in the order that KVM wants it read and set.
+
+Reached from `capture`. Each part is the kernel's own structure, unchanged. Source: Linux
+Documentation/virt/kvm/api.rst; why this order:
+
+=========  =======================================================================================
+reading    MP_STATE first: it may take a pending INIT or SIPI, which changes the rest. LAPIC may
+           fold posted interrupts in; VCPU_EVENTS last, after all that can change what is pending.
+setting    CPUID first: it decides which bits the others accept. SREGS before LAPIC (apic_base says
+           whether it is an x2APIC), XCRS before XSAVE, TSC before all that is timed by it, LAPIC
+           before TSC_DEADLINE (only a timer in that mode takes one), MP_STATE before VCPU_EVENTS.
+=========  =======================================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pykvm._core import ffi, lib
+from pykvm.errors import KvmError, check
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pykvm.machine import Machine
+    from pykvm.vcpu import Vcpu
+
+MSR_TSC: Final = 0x10
+MSR_TSC_DEADLINE: Final = 0x6E0
+MSR_ENTRY: Final = struct.Struct("<I4xQ")  # struct kvm_msr_entry
+MSRS_HEAD: Final = struct.Struct("<I4x")  # struct kvm_msrs
+assert MSR_ENTRY.size == ffi.sizeof("struct kvm_msr_entry")
+assert MSRS_HEAD.size == ffi.sizeof("struct kvm_msrs")
+FAR: Final = 1 << 40  # TSC ticks: some minutes
+U64: Final = 0xFFFF_FFFF_FFFF_FFFF
+
+# Structure, KVM_GET_ and KVM_SET_ of the parts that have one form only.
+_PLAIN: Final = {
+    "mp_state": ("struct kvm_mp_state", lib.KVM_GET_MP_STATE, lib.KVM_SET_MP_STATE),
+    "regs": ("struct kvm_regs", lib.KVM_GET_REGS, lib.KVM_SET_REGS),
+    "xcrs": ("struct kvm_xcrs", lib.KVM_GET_XCRS, lib.KVM_SET_XCRS),
+    "debugregs": ("struct kvm_debugregs", lib.KVM_GET_DEBUGREGS, lib.KVM_SET_DEBUGREGS),
+    "lapic": ("struct kvm_lapic_state", lib.KVM_GET_LAPIC, lib.KVM_SET_LAPIC),
+    "events": ("struct kvm_vcpu_events", lib.KVM_GET_VCPU_EVENTS, lib.KVM_SET_VCPU_EVENTS),
+}
+_READ: Final = (
+    *("mp_state", "regs", "sregs", "xsave", "xcrs", "debugregs", "lapic", "msrs"),
+    "events",
+)
+_SET: Final = (
+    *("sregs", "xcrs", "xsave", "msrs", "lapic", "deadline", "regs", "debugregs"),
+    *("mp_state", "events"),
+)
+PARTS: Final = ("cpuid", *_READ)
+
+
+class Form(NamedTuple):
+    """How KVM reads and sets a part: its size, the two ioctls, their names but for the verb."""
+
+    size: int
+    get: int
+    set: int
+    name: str
+
+    def call(self, verb: str) -> str:
+        return f"KVM_{verb}_{self.name}"
+
+
+def _forms(machine: Machine) -> dict[str, Form]:
+    """SREGS and XSAVE have newer, larger forms, where this host's KVM knows them."""
+    forms = {
+        name: Form(ffi.sizeof(structure), get, set_, name.upper())
+        for name, (structure, get, set_) in _PLAIN.items()
+    }
+    sregs, xsave = ffi.sizeof("struct kvm_sregs"), ffi.sizeof("struct kvm_xsave")
+    forms["sregs"] = Form(sregs, lib.KVM_GET_SREGS, lib.KVM_SET_SREGS, "SREGS")
+    forms["xsave"] = Form(xsave, lib.KVM_GET_XSAVE, lib.KVM_SET_XSAVE, "XSAVE")
+    if machine.kvm.check_extension(lib.KVM_CAP_SREGS2):
+        size = ffi.sizeof("struct kvm_sregs2")
+        forms["sregs"] = Form(size, lib.KVM_GET_SREGS2, lib.KVM_SET_SREGS2, "SREGS2")
+    # The size of XSAVE2 depends on what the process has enabled (AMX): the VM knows.
+    size = lib.pk_ioctl_val(machine.vm.fd, lib.KVM_CHECK_EXTENSION, lib.KVM_CAP_XSAVE2)
+    if size > 0:
+        forms["xsave"] = Form(max(size, xsave), lib.KVM_GET_XSAVE2, lib.KVM_SET_XSAVE, "XSAVE2")
+    return forms
+
+
+class VcpuFormat:
+    """How this host's KVM describes a vCPU: sizes, and which MSRs there are to save."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.msrs = machine.kvm.msr_indices()
+        self._forms = _forms(machine)
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────
+
+    def capture(self, vcpu: Vcpu) -> dict[str, bytes]:
+        """All parts of a vCPU that is outside the guest, its last access completed."""
+        return {name: self._read(vcpu, name) for name in _READ}
+
+    def _read(self, vcpu: Vcpu, name: str) -> bytes:
+        if name == "msrs":
+            return self._read_msrs(vcpu)
+        form = self._forms[name]
+        buffer = ffi.new("uint8_t[]", form.size)
+        check(lib.pk_ioctl(vcpu.fd, form.get, buffer), form.call("GET"))
+        return bytes(ffi.buffer(buffer))
+
+    def _read_msrs(self, vcpu: Vcpu) -> bytes:
+        """As many as this vCPU has; those that it has not are forgotten for the next time."""
+        while True:
+            table = _msr_table(b"".join(MSR_ENTRY.pack(index, 0) for index in self.msrs))
+            done = check(lib.pk_ioctl(vcpu.fd, lib.KVM_GET_MSRS, table), "KVM_GET_MSRS")
+            if done == len(self.msrs):
+                size = done * MSR_ENTRY.size
+                return bytes(ffi.buffer(table)[MSRS_HEAD.size : MSRS_HEAD.size + size])
+            del self.msrs[done]
+
+    # ── setting ──────────────────────────────────────────────────────────────────────────────
+
+    def apply(self, vcpu: Vcpu, parts: dict[str, bytes], tsc: int) -> None:
+        """Set all parts of a vCPU that is outside the guest, and its TSC to `tsc`.
+
+        Raises `KvmError` when KVM refuses one: the snapshot is of another kind of host.
+        """
+        msrs = dict(MSR_ENTRY.iter_unpack(parts["msrs"]))
+        deadline = msrs.pop(MSR_TSC_DEADLINE, 0)
+        msrs.pop(MSR_TSC, None)
+        for name in _SET:
+            match name:
+                case "msrs":
+                    self._set_tsc(vcpu, tsc)
+                    self._set_msrs(vcpu, msrs)
+                case "deadline":
+                    self._set_msrs(vcpu, {MSR_TSC_DEADLINE: deadline} if deadline else {})
+                case _:
+                    self._set(vcpu, name, parts[name])
+
+    def _set(self, vcpu: Vcpu, name: str, data: bytes) -> None:
+        form = self._forms[name]
+        if len(data) != form.size:
+            hint = f"the state has {len(data)} bytes, and this host's has {form.size}"
+            raise KvmError(form.call("SET"), errno.EINVAL, hint)
+        check(lib.pk_ioctl(vcpu.fd, form.set, ffi.from_buffer(data)), form.call("SET"))
+
+    def _set_tsc(self, vcpu: Vcpu, tsc: int) -> None:
+        """KVM takes a TSC near to where the last one written would be by now for an attempt to
+        make two vCPUs agree, and lets it go on as it is (kvm_synchronize_tsc). That is what the
+        other vCPUs want, but the first must go back: it writes one that is far away before."""
+        if vcpu.id == 0:
+            self._set_msrs(vcpu, {MSR_TSC: tsc + FAR & U64})
+        self._set_msrs(vcpu, {MSR_TSC: tsc})
+
+    def _set_msrs(self, vcpu: Vcpu, values: dict[int, int]) -> None:
+        """Set MSRs. One that KVM refuses must have the wanted value already."""
+        entries = b"".join(MSR_ENTRY.pack(*item) for item in values.items())
+        while entries:
+            table = _msr_table(entries)
+            done = check(lib.pk_ioctl(vcpu.fd, lib.KVM_SET_MSRS, table), "KVM_SET_MSRS")
+            entries = entries[done * MSR_ENTRY.size :]
+            if entries:
+                index, wanted = MSR_ENTRY.unpack_from(entries)
+                if vcpu.get_msrs([index]).get(index) != wanted:
+                    raise KvmError(f"KVM_SET_MSRS({index:#x}, {wanted:#x})", errno.EINVAL)
+                entries = entries[MSR_ENTRY.size :]
+
+
+def tsc_of(parts: dict[str, bytes]) -> int:
+    """The TSC that a vCPU had when it was captured."""
+    return int(dict(MSR_ENTRY.iter_unpack(parts["msrs"])).get(MSR_TSC, 0))
+
+
+def _msr_table(entries: bytes) -> Any:
+    """A `struct kvm_msrs` of so many entries (and a NUL byte, which cffi appends)."""
+    return ffi.new("uint8_t[]", MSRS_HEAD.pack(len(entries) // MSR_ENTRY.size) + entries)

@@ -1,0 +1,221 @@
+"""A machine saved, restored, forked and reset: it goes on where it was, and is not booted anew."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pykvm import guest_programs
+from pykvm.config import MachineConfig
+from pykvm.errors import ConfigError, PykvmError
+from pykvm.machine import Machine
+from pykvm.outcome import Outcome, Reason
+
+MEMORY = 16 << 20
+TIMEOUT_S = 60.0
+
+Boot = Callable[..., Machine]
+
+
+@pytest.fixture
+def boot() -> Iterator[Boot]:
+    """``boot("rounds=5 ask=2", cpus=2)``: a machine with the guest that knows what it is."""
+    machines = []
+
+    def make(cmdline: str, **options: object) -> Machine:
+        kernel = guest_programs.path("snapshot")
+        options = {"memory": MEMORY, **options}
+        machines.append(Machine(MachineConfig(kernel=kernel, cmdline=cmdline, **options)))
+        return machines[-1]
+
+    yield make
+    for machine in machines:
+        machine.close()
+
+
+def nonces(outcome: Outcome) -> set[bytes]:
+    return set(re.findall(rb"nonce (\w+)", outcome.console))
+
+
+def rounds(outcome: Outcome) -> list[int]:
+    return [int(number) for number in re.findall(rb"round (\d+)", outcome.console)]
+
+
+def passed(outcome: Outcome) -> bool:
+    return outcome.reason is Reason.EXIT and outcome.code == 0 and b"FAILED" not in outcome.console
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_restored_guest_goes_on_where_it_was(boot: Boot, tmp_path: Path, cpus: int) -> None:
+    vm = boot(f"rounds=5 ask=2 touch=4 cpus={int(cpus > 1)}", cpus=cpus)
+    vm.on_snapshot_request = lambda: vm.snapshot(tmp_path / "snap")
+    outcome = vm.run(timeout=TIMEOUT_S)
+    assert passed(outcome)
+    assert rounds(outcome) == [1, 2, 3, 4, 5]
+    assert b"generation 0" in outcome.console
+    for _ in range(2):
+        with Machine.restore(tmp_path / "snap") as restored:
+            again = restored.run(timeout=TIMEOUT_S)
+        assert passed(again)
+        assert rounds(again) == [3, 4, 5]
+        assert nonces(again) == nonces(outcome)
+        assert b"generation 1" in again.console
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_forks_and_their_origin_go_their_own_ways(boot: Boot, cpus: int) -> None:
+    vm = boot(f"rounds=4 ask=2 touch=4 cpus={int(cpus > 1)}", cpus=cpus)
+    forks: list[Machine] = []
+    vm.on_snapshot_request = lambda: forks.extend(vm.fork() for _ in range(3))
+    outcome = vm.run(timeout=TIMEOUT_S)
+    assert passed(outcome)
+    assert b"generation 0" in outcome.console
+    for fork in forks:
+        with fork:
+            again = fork.run(timeout=TIMEOUT_S)
+        assert passed(again)
+        assert rounds(again) == [3, 4]
+        assert nonces(again) == nonces(outcome)
+        assert b"generation 1" in again.console
+
+
+def test_fork_of_a_fork_is_of_the_next_generation(boot: Boot) -> None:
+    vm = boot("rounds=2 ask=1")
+    vm.on_snapshot_request = vm.stop
+    vm.run(timeout=TIMEOUT_S)
+    with vm.fork() as child, child.fork() as grandchild:
+        assert b"generation 2" in grandchild.run(timeout=TIMEOUT_S).console
+        assert b"generation 1" in child.run(timeout=TIMEOUT_S).console
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_reset_takes_a_machine_back_again_and_again(boot: Boot, cpus: int) -> None:
+    vm = boot(f"rounds=4 ask=2 touch=4 cpus={int(cpus > 1)}", cpus=cpus)
+    vm.on_snapshot_request = vm.stop
+    first = vm.run(timeout=TIMEOUT_S)
+    with vm.fork() as fork:
+        for _ in range(5):
+            again = fork.run(timeout=TIMEOUT_S)
+            assert passed(again)
+            assert rounds(again) == [3, 4]
+            assert nonces(again) == nonces(first)
+            fork.reset()
+
+
+def test_origin_of_a_fork_can_be_reset_too(boot: Boot) -> None:
+    vm = boot("rounds=3 ask=1")
+    vm.on_snapshot_request = vm.stop
+    vm.run(timeout=TIMEOUT_S)
+    vm.fork().close()
+    assert rounds(vm.run(timeout=TIMEOUT_S)) == [1, 2, 3]
+    vm.reset()
+    assert rounds(vm.run(timeout=TIMEOUT_S)) == [2, 3]
+
+
+def test_reset_undoes_what_host_and_guest_wrote(boot: Boot) -> None:
+    vm = boot("rounds=4 ask=2 touch=8")
+    vm.on_snapshot_request = vm.stop
+    vm.run(timeout=TIMEOUT_S)
+    with vm.fork() as fork:
+        before = fork.memory.read(0, MEMORY)
+        fork.memory.write(0x90_0000, b"written by the host")
+        fork.memory.view(0xA0_0000, 4)[:] = b"view"
+        fork.memory.write(0xB0_0000, bytes(range(256)) * (2 << 12))  # what pwrite would take
+        fork.run(timeout=TIMEOUT_S)
+        assert fork.memory.read(0, MEMORY) != before
+        fork.reset()
+        assert fork.memory.read(0, MEMORY) == before
+
+
+def test_reset_without_anything_to_go_back_to_is_refused(boot: Boot) -> None:
+    with pytest.raises(PykvmError, match="fork the machine"):
+        boot("rounds=1").reset()
+
+
+def test_snapshot_of_a_running_machine_from_another_thread(boot: Boot, tmp_path: Path) -> None:
+    vm = boot("rounds=1000000 ticks=1")
+    thread = threading.Thread(target=vm.run, kwargs={"timeout": TIMEOUT_S})
+    thread.start()
+    try:
+        while b"round 3 " not in vm.console_log:
+            threading.Event().wait(0.01)
+        vm.snapshot(tmp_path / "snap")
+    finally:
+        vm.stop()
+        thread.join()
+    with Machine.restore(tmp_path / "snap") as restored:
+        again = restored.run(timeout=0.2)
+    first = re.findall(rb"round (\d+) of", again.console)[0]
+    assert int(first) >= 3
+    assert b"round %s of" % first in vm.console_log  # the origin went through it too, later
+
+
+def test_snapshot_of_a_machine_before_its_first_run(boot: Boot, tmp_path: Path) -> None:
+    boot("rounds=2").snapshot(tmp_path / "snap")
+    with Machine.restore(tmp_path / "snap") as restored:
+        assert rounds(restored.run(timeout=TIMEOUT_S)) == [1, 2]
+
+
+def test_snapshot_of_a_restored_machine_is_as_good(boot: Boot, tmp_path: Path) -> None:
+    vm = boot("rounds=3 ask=1")
+    vm.on_snapshot_request = vm.stop
+    first = vm.run(timeout=TIMEOUT_S)
+    vm.snapshot(tmp_path / "one")
+    with Machine.restore(tmp_path / "one") as restored:
+        restored.snapshot(tmp_path / "two")
+    with Machine.restore(tmp_path / "two") as again:
+        outcome = again.run(timeout=TIMEOUT_S)
+    assert passed(outcome)
+    assert nonces(outcome) == nonces(first)
+    assert b"generation 2" in outcome.console
+
+
+def test_device_of_the_users_gets_its_state_when_it_is_attached(boot: Boot, tmp_path: Path) -> None:
+    from pykvm.devices.base import Device
+
+    class Counter(Device):
+        count = 0
+
+        def state(self) -> bytes:
+            return bytes([self.count])
+
+        def restore(self, state: bytes) -> None:
+            self.count = state[0]
+
+    vm = boot("rounds=1")
+    counter = Counter()
+    counter.count = 7
+    vm.pio(0x520)(counter)
+    vm.snapshot(tmp_path / "snap")
+    with Machine.restore(tmp_path / "snap") as restored:
+        with pytest.raises(ConfigError, match="port/0x520"):
+            restored.run(timeout=TIMEOUT_S)
+        mine = Counter()
+        restored.pio(0x520)(mine)
+        assert mine.count == 7
+        assert passed(restored.run(timeout=TIMEOUT_S))
+
+
+def test_nothing_is_left_open(boot: Boot, tmp_path: Path) -> None:
+    vm = boot("rounds=2 ask=1")
+    vm.on_snapshot_request = vm.stop
+    vm.run(timeout=TIMEOUT_S)
+    vm.snapshot(tmp_path / "snap")
+
+    def use() -> None:
+        with Machine.restore(tmp_path / "snap") as restored, restored.fork() as fork:
+            fork.run(timeout=TIMEOUT_S)
+            fork.reset()
+            fork.snapshot(tmp_path / "other")
+
+    use()
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(5):
+        use()
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert sorted(os.listdir(tmp_path)) == ["other", "snap"]
