@@ -1,7 +1,7 @@
 """The command line: finds the command, runs it, turns errors into one line and exit code 125.
 
-Reached from the `pykvm` script. ``boot`` must start fast and goes its own way; the other commands
-are found by `cli_parser`. Read `cli_boot`.
+Reached from the `pykvm` script. ``boot`` and ``restore`` must start fast and go their own way; the
+other commands are found by `cli_parser`. Read `cli_boot`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ def _command(words: list[str], command: list[str]) -> int:
         from pykvm.cli_boot import main as boot
 
         return boot(words[1:], command)
+    if words[:1] == ["restore"]:
+        from pykvm.cli_restore import main as restore
+
+        return restore(words[1:], command)
     from pykvm.cli_parser import main as other
 
     return other(words, command)
@@ -57,7 +61,7 @@ def script() -> NoReturn:
     # Loading modules makes no garbage; the collector would look for some two dozen times.
     gc.disable()
     code = main()
-    if sys.argv[1:2] == ["boot"]:
+    if sys.argv[1:2] in (["boot"], ["restore"]):
         # The machine is closed. Taking the interpreter apart would take as long as starting it.
         sys.stderr.flush()
         os._exit(code)

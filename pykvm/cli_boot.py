@@ -100,6 +100,14 @@ OPTIONS = (
     ),
     Option("--rng", "", "a virtio entropy source"),
     Option("--transport", "NAME", "how virtio devices are reached: pci (default) or mmio", "pci"),
+    Option("--snapshot", "DIR", "where the guest's own request and Ctrl-A s save to"),
+    Option(
+        "--snapshot-at",
+        "console:REGEX DIR",
+        "save to DIR when the console says what REGEX matches; see 'pykvm restore'",
+        repeated=True,
+        words=2,
+    ),
     Option("--timeout", "S", "end the guest after S seconds, with code 124"),
     Option(
         "--lab",
@@ -132,7 +140,7 @@ def main(words: list[str], command: list[str]) -> int:
 
 def run(args: Any) -> int:
     """Carry out ``pykvm boot``; returns the exit code."""
-    timeout = _number(args.timeout, "--timeout", float)
+    timeout = number(args.timeout, "--timeout", float)
     kernel, command = args.kernel or args.image, args.command
     if args.kernel and args.image:
         raise ConfigError("--kernel: KERNEL is given twice; a guest's command comes after --")
@@ -152,30 +160,35 @@ def run(args: Any) -> int:
         modules=tuple(args.module),
         cmdline=args.append if args.append is not None else CMDLINE_DEFAULT if linux else "",
         memory=parse_size(args.memory),
-        cpus=_number(args.cpus, "--cpus", int),
+        cpus=number(args.cpus, "--cpus", int),
         cpu=args.cpu,
         protocol=_protocol(args.protocol),
         mode=_mode(args.mode),
-        load=_number(args.load, "--load", _address),
-        entry=_number(args.entry, "--entry", _address),
+        load=number(args.load, "--load", _address),
+        entry=number(args.entry, "--entry", _address),
         disks=_disks(args.disk),
         nets=_nets(args.net),
         rng=args.rng,
         transport=args.transport,
     )
-    return boot(config, args.serial, timeout)
-
-
-def boot(config: MachineConfig, serial: str, timeout: float | None) -> int:
-    """Run a machine on the terminal: notes before, report after. Returns the exit code."""
-    from pykvm.console import open_console
     from pykvm.machine import Machine
 
-    with Machine(config) as machine:
+    return on_terminal(Machine(config), args, timeout)
+
+
+def on_terminal(machine: Machine, args: Any, timeout: float | None) -> int:
+    """Run a machine on the terminal: notes before, report after. Returns the exit code."""
+    from pykvm.console import open_console
+
+    with machine:
         gc.enable()  # see `cli.script`
         for note in machine.entry.notes:
             print(f"pykvm: {note}", file=sys.stderr)
-        console = open_console(serial)
+        if args.snapshot or args.snapshot_at:
+            from pykvm.snapshot.trigger import arm
+
+            arm(machine, args.snapshot, args.snapshot_at)
+        console = open_console(args.serial)
         try:
             _catch_signals(machine)
             outcome = machine.run(timeout, console)
@@ -207,7 +220,7 @@ def _catch_signals(machine: Machine) -> None:
 # ── options ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _number(text: str | None, option: str, parse: Any) -> Any:
+def number(text: str | None, option: str, parse: Any) -> Any:
     if text is None:
         return None
     try:

@@ -17,6 +17,7 @@ from pykvm.outcome import CODE_FAILURE
 # Module (None: `cli` knows it), gloss.
 COMMANDS = {
     "boot": (None, "boot a kernel and give back its verdict"),
+    "restore": (None, "go on where a snapshot was taken"),
     "kernel": ("pykvm.cli_kernel", "fetch, build and list kernels"),
     "doctor": ("pykvm.cli_doctor", "find out what this host's KVM can do"),
     "lesson": ("pykvm.cli_lesson", "learn how a hypervisor works, in twelve lessons"),

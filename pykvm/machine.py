@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from pykvm.kvm import CpuidEntry
     from pykvm.snapshot.template import Template
+    from pykvm.snapshot.trigger import ConsoleTrigger
     from pykvm.snapshot.vcpu import VcpuFormat
 
     T = TypeVar("T")
@@ -98,6 +99,8 @@ class Machine:
         self.generation = 0  # how often it was restored or forked since it was booted
         self.vcpu_format: VcpuFormat | None = None  # see `snapshot.capture`
         self._unclaimed: dict[str, bytes] = {}  # states of devices that are still to be attached
+        self.on_snapshot_key: Callable[[], None] | None = None  # Ctrl-A s
+        self.console_triggers: list[ConsoleTrigger] = []
         self.on_snapshot_request: Callable[[], None] | None = None  # the guest's own, by a port
         self._requests: deque[tuple[Callable[[], None], bool]] = deque()  # for the thread of `run`
         self._runner: threading.Thread | None = None  # that thread

@@ -6,6 +6,8 @@ building its parser takes longer than to make a machine and run its first instru
 
 from __future__ import annotations
 
+from itertools import islice
+
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, Record
 
@@ -22,6 +24,7 @@ class Option(Record):
     gloss: str
     default: str | None = None
     repeated: bool = False  # its values are collected in a list
+    words: int = 1  # how many its value is; several make a tuple
 
     @property
     def attribute(self) -> str:
@@ -35,8 +38,8 @@ class Arguments:
         self.operands: list[str] = []
 
 
-def parse(words: Sequence[str], options: Sequence[Option]) -> Any:
-    """Parse `words` into `Arguments`.
+def parse(words: Sequence[str], options: Sequence[Option], command: str = "boot") -> Any:
+    """Parse `words`, those of ``pykvm COMMAND``, into `Arguments`.
 
     Understands ``--name VALUE``, ``--name=VALUE``, ``-n VALUE`` and ``-nVALUE``. A value may start
     with a dash. Raises `ConfigError` naming the option.
@@ -56,21 +59,21 @@ def parse(words: Sequence[str], options: Sequence[Option]) -> Any:
             name, equals, value = word[:2], "=", word[2:]
         found = by_name.get(name)
         if found is None:
-            raise ConfigError(f"{name}: there is no such option; see 'pykvm boot --help'")
+            raise ConfigError(f"{name}: there is no such option; see 'pykvm {command} --help'")
         if not found.metavar:
             if equals:
                 raise ConfigError(f"{name}: takes no value")
             setattr(args, found.attribute, True)
             continue
-        if not equals:
-            try:
-                value = next(rest)
-            except StopIteration:
-                raise ConfigError(f"{name}: its value is missing: {name} {found.metavar}") from None
+        values = [value] if equals else []
+        values += islice(rest, found.words - len(values))
+        if len(values) < found.words:
+            raise ConfigError(f"{name}: its value is missing: {name} {found.metavar}")
+        given = values[0] if found.words == 1 else tuple(values)
         if found.repeated:
-            getattr(args, found.attribute).append(value)
+            getattr(args, found.attribute).append(given)
         else:
-            setattr(args, found.attribute, value)
+            setattr(args, found.attribute, given)
     return args
 
 

@@ -20,6 +20,7 @@ ESCAPE = 0x01  # Ctrl-A, as in QEMU and screen
 HELP = """\r
 Ctrl-A h    this help\r
 Ctrl-A x    end the machine\r
+Ctrl-A s    save a snapshot\r
 Ctrl-A p    press the power button (ACPI)\r
 Ctrl-A ?    where each vCPU is\r
 Ctrl-A a    send Ctrl-A to the guest\r

@@ -109,6 +109,8 @@ class Watcher:
             dropped = CONSOLE_KEPT + excess if excess > 0 else 0
             del log[:dropped]
             self._machine.panic.feed(log, dropped)
+            for trigger in self._machine.console_triggers:
+                trigger.feed(log, dropped)
             self._console.write(data)
 
     def _obey(self, letter: str) -> None:
@@ -118,8 +120,18 @@ class Watcher:
                 self._machine.stop(Reason.QUIT)
             case "p":
                 self._machine.power.press_power_button()
+            case "s":
+                self._take_snapshot()
             case "?":
                 self._console.write(self._whereabouts())
+
+    def _take_snapshot(self) -> None:
+        if self._machine.on_snapshot_key is None:
+            from pykvm.snapshot.trigger import arm
+
+            arm(self._machine, None, [])
+        assert self._machine.on_snapshot_key is not None
+        self._machine.on_snapshot_key()
 
     def _whereabouts(self) -> bytes:
         """Where each vCPU is, in lines for a terminal."""

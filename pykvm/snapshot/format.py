@@ -129,9 +129,9 @@ def decode_config(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     module, _, name = value["a"].rpartition(".")
-    if module.split(".")[0] != "pykvm":
-        raise ValueError(f"{value['a']} is not pykvm's")
-    kind = getattr(importlib.import_module(module), name)
+    kind = getattr(importlib.import_module(module), name) if module.startswith("pykvm.") else None
+    if not (isinstance(kind, type) and issubclass(kind, tuple)):
+        raise ValueError(f"{value['a']} is no configuration")
     fields = {name: decode_config(field) for name, field in value.items() if name != "a"}
     if kind is MachineConfig:
         fields["kernel"] = b""

@@ -48,11 +48,11 @@ def load(
         if "disks" not in changes:
             check_disks(head["disks"], folder)
         parts = _read_state(folder, head)
-    except (KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
+        generation = int(head["generation"])
+        memory = _open_memory(folder, head["memory"], config.memory, verify)
+    except (LookupError, TypeError, ValueError, AttributeError, ImportError) as error:
         raise format.damaged(folder, f"{format.HEAD}: {error!r}") from None
-    template = Template(
-        config, entry, parts, _open_memory(folder, head, verify), generation=head["generation"]
-    )
+    template = Template(config, entry, parts, memory, generation=generation)
     template.clock, template.prefault, template.foreign = clock, prefault, True
     return template
 
@@ -80,15 +80,15 @@ def _read_state(folder: str, head: dict[str, Any]) -> Parts:
     return format.cut_parts(data, table, folder)
 
 
-def _open_memory(folder: str, head: dict[str, Any], verify: bool) -> int:
+def _open_memory(folder: str, memory: dict[str, Any], size: int, verify: bool) -> int:
     path = os.path.join(folder, format.MEMORY)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise format.damaged(folder, f"{format.MEMORY}: {error.strerror}") from None
     try:
-        status, memory = os.fstat(fd), head["memory"]
-        if status.st_size != memory["size"]:
+        status = os.fstat(fd)
+        if not status.st_size == memory["size"] == size:
             raise format.damaged(folder, f"{format.MEMORY} has {status.st_size} bytes")
         if verify or stamp(status) != memory["stamp"]:
             _verify(fd, memory, folder)

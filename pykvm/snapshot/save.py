@@ -37,10 +37,11 @@ class Save:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = os.path.abspath(folder)
-        _check_target(self.folder)
+        check_target(self.folder)
         parent, name = os.path.split(self.folder)
         self._temporary = os.path.join(parent, f".{name}.{os.getpid()}-{time.monotonic_ns():x}")
         with self._explained():
+            _remove_leftovers(parent, name)
             os.mkdir(self._temporary, 0o700)  # a guest's memory may hold secrets
 
     def capture(self, machine: Machine) -> None:
@@ -127,8 +128,9 @@ class Save:
         self.close()
 
 
-def _check_target(folder: str) -> None:
-    """Replace nothing but a snapshot."""
+def check_target(folder: str) -> None:
+    """Raises `ConfigError` unless a snapshot may go there: it replaces nothing but another one."""
+    folder = os.path.abspath(folder)
     if not os.path.isdir(os.path.dirname(folder)):
         raise ConfigError(f"snapshot {folder}: {os.path.dirname(folder)} is no folder; make it")
     try:
@@ -141,6 +143,16 @@ def _check_target(folder: str) -> None:
         raise ConfigError(
             f"snapshot {folder}: the folder holds other things than a snapshot; name another"
         )
+
+
+def _remove_leftovers(parent: str, name: str) -> None:
+    """What processes left behind that were killed while they saved a snapshot of this name."""
+    for other in os.listdir(parent):
+        if not other.startswith(f".{name}."):
+            continue
+        pid, dash, _ = other[len(name) + 2 :].partition("-")
+        if dash and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            shutil.rmtree(os.path.join(parent, other), ignore_errors=True)
 
 
 def _sync_folder(folder: str) -> None:

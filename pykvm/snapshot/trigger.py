@@ -1,0 +1,76 @@
+"""What makes ``pykvm boot`` and ``pykvm restore`` take a snapshot: a key, the guest, its console.
+
+Reached from `cli_boot` and `cli_restore`. A snapshot that fails is told, and the guest goes on.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from pykvm.errors import ConfigError, PykvmError
+from pykvm.snapshot.save import check_target
+
+if TYPE_CHECKING:
+    from pykvm.machine import Machine
+
+FOLDER: Final = "pykvm-snapshot"  # of Ctrl-A s, when --snapshot names none
+CONSOLE: Final = "console:"
+
+
+class ConsoleTrigger:
+    """Calls `then` once, when the console has said what `pattern` matches within a line."""
+
+    def __init__(self, pattern: re.Pattern[bytes], then: Callable[[], None]) -> None:
+        self._pattern = pattern
+        self._then: Callable[[], None] | None = then
+        self._line_start = 0  # everything before it was looked at
+
+    def feed(self, log: bytearray, dropped: int = 0) -> None:
+        """Look at what `log` has gained; `dropped` bytes were cut from its front."""
+        self._line_start = max(0, self._line_start - dropped)
+        new = bytes(log[self._line_start :])
+        self._line_start += new.rfind(b"\n") + 1
+        if self._then is not None and self._pattern.search(new):
+            then, self._then = self._then, None
+            then()
+
+
+def arm(machine: Machine, folder: str | None, at: list[tuple[str, str]]) -> None:
+    """Take snapshots of `machine`: to `folder` (``--snapshot``) when the guest or Ctrl-A s asks; to
+    each folder of `at` when what is before it comes true (``--snapshot-at``)."""
+
+    def taking(target: str) -> Callable[[], None]:
+        check_target(target)
+        return lambda: take(machine, target)
+
+    machine.on_snapshot_key = taking(folder) if folder else lambda: take(machine, FOLDER)
+    if folder:
+        machine.on_snapshot_request = taking(folder)
+    for condition, target in at:
+        pattern, then = _pattern(condition), taking(target)
+        trigger = ConsoleTrigger(pattern, lambda then=then: machine.request(then))  # type: ignore[misc]
+        machine.console_triggers.append(trigger)
+
+
+def take(machine: Machine, folder: str) -> None:
+    """Save `machine`, and say so."""
+    try:
+        machine.snapshot(folder)
+    except PykvmError as error:
+        print(f"pykvm: {error}", file=sys.stderr)
+    else:
+        print(f"pykvm: saved to {folder}; 'pykvm restore {folder}' goes on there", file=sys.stderr)
+
+
+def _pattern(condition: str) -> re.Pattern[bytes]:
+    if not condition.startswith(CONSOLE):
+        raise ConfigError(
+            f"--snapshot-at: {condition!r} is unknown; write 'console:REGEX', then the folder"
+        )
+    try:
+        return re.compile(condition.removeprefix(CONSOLE).encode(), re.MULTILINE)
+    except re.error as error:
+        raise ConfigError(f"--snapshot-at: {condition!r}: {error}") from None

@@ -1,0 +1,273 @@
+"""A snapshot's files: damaged in any way, half written, on a full disk, of another host or disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pykvm import guest_programs
+from pykvm.config import MachineConfig
+from pykvm.errors import ConfigError
+from pykvm.machine import Machine
+from pykvm.snapshot import format
+from pykvm.snapshot.load import load
+from pykvm.virtio.config.disk import DiskConfig
+
+MEMORY = 4 << 20
+REFUSAL = "is damaged|its format is version"
+FILES = (format.HEAD, format.STATE, format.MEMORY)
+PYKVM = [sys.executable, "-m", "pykvm"]
+
+
+def machine(**options: object) -> Machine:
+    kernel = guest_programs.path("snapshot")
+    return Machine(MachineConfig(kernel=kernel, memory=MEMORY, cmdline="rounds=2", **options))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "snap"
+    with machine() as vm:
+        vm.snapshot(folder)
+    return folder
+
+
+def content(folder: Path) -> tuple[object, ...]:
+    """All that a machine made of the snapshot would have."""
+    with load(folder) as template, template.memory() as memory:
+        return template.config, template.entry, template.parts, memory.read(0, MEMORY)
+
+
+def flip(at: float, mask: bytes) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        start = int(at * (len(data) - 1))
+        end = min(start + len(mask), len(data))
+        changed = bytes(a ^ b for a, b in zip(data[start:end], mask, strict=False))
+        return data[:start] + changed + data[end:]
+
+    return change
+
+
+CHANGES = st.one_of(
+    st.builds(flip, st.floats(0, 1), st.binary(min_size=1, max_size=64)),
+    st.floats(0, 1).map(lambda part: lambda data: data[: int(part * (len(data) - 1))]),
+    st.binary(min_size=1, max_size=9000).map(lambda more: lambda data: data + more),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(FILES), CHANGES)
+def test_damaged_snapshot_is_refused_or_the_same(
+    saved: Path, name: str, change: Callable[[bytes], bytes]
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "snap"
+        shutil.copytree(saved, copy)
+        (copy / name).chmod(0o600)
+        (copy / name).write_bytes(change((saved / name).read_bytes()))
+        try:
+            found: object = content(copy)
+        except ConfigError as error:
+            found = str(error)
+        assert found == content(saved) or re.search(REFUSAL, str(found))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_refused(saved: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "snap"
+    shutil.copytree(saved, copy)
+    (copy / name).unlink()
+    with pytest.raises(ConfigError, match="snapshot"):
+        load(copy)
+
+
+def test_memory_written_to_where_it_lies_is_noticed(saved: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "snap"
+    with Machine.restore(saved) as vm:
+        vm.snapshot(copy)
+    load(copy).close()
+    with open(copy / format.MEMORY, "r+b") as file:
+        file.seek(0x10_0000)
+        byte = file.read(1)
+        file.seek(0x10_0000)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(ConfigError, match="memory from 0x100000"):
+        load(copy)
+
+
+def rewritten(saved: Path, copy: Path, **fields: object) -> Path:
+    """A copy whose head says something else, with a checksum that is right."""
+    shutil.copytree(saved, copy)
+    head = json.loads((copy / format.HEAD).read_text())
+    head.update(fields)
+    head["checksum"] = format.checksum(head)
+    (copy / format.HEAD).write_text(json.dumps(head))
+    return copy
+
+
+def test_other_version_is_refused_by_its_number(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="version 99"):
+        load(rewritten(saved, tmp_path / "snap", version=99))
+
+
+@pytest.mark.parametrize("field", ["config", "entry", "state", "memory", "generation", "disks"])
+def test_head_with_nonsense_in_it_is_refused(saved: Path, tmp_path: Path, field: str) -> None:
+    with pytest.raises(ConfigError, match="damaged"):
+        load(rewritten(saved, tmp_path / "snap", **{field: {"a": "os.system"}}))
+
+
+def test_guest_that_was_promised_a_feature_of_another_processor_is_refused(saved: Path) -> None:
+    with load(saved) as template:
+        rows = template.cpuid[0]
+        promised = [
+            row._replace(ebx=row.ebx | 1 << 14) if row[:2] == (7, 0) else row for row in rows
+        ]
+        from pykvm.kvm import CPUID_ENTRY
+
+        template.parts["vcpu0/cpuid"] = b"".join(CPUID_ENTRY.pack(*row) for row in promised)
+        with pytest.raises(ConfigError, match="mpx"):
+            template.machine()
+
+
+def test_snapshot_with_a_disk_that_changed_is_refused(tmp_path: Path) -> None:
+    disk, folder = tmp_path / "disk", tmp_path / "snap"
+    disk.write_bytes(bytes(1 << 16))
+    with machine(disks=(DiskConfig(str(disk)),)) as vm:
+        vm.snapshot(folder)
+    load(folder).close()
+    shutil.copy(disk, tmp_path / "copy")
+    disk.write_bytes(b"x" * (1 << 16))
+    with pytest.raises(ConfigError, match="has changed since"):
+        load(folder)
+    load(folder, disks=(DiskConfig(str(tmp_path / "copy")),)).close()
+    disk.unlink()
+    with pytest.raises(ConfigError, match="--disk"):
+        load(folder)
+
+
+def test_snapshot_replaces_a_snapshot_and_nothing_else(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    with Machine.restore(saved) as vm:
+        for _ in range(2):
+            vm.snapshot(tmp_path / "snap")
+        with pytest.raises(ConfigError, match="other things"):
+            vm.snapshot(tmp_path / "other")
+        with pytest.raises(ConfigError, match="no folder"):
+            vm.snapshot(tmp_path / "nowhere" / "snap")
+    assert sorted(os.listdir(tmp_path)) == ["other", "snap"]
+
+
+KILLED = """
+import os, signal, sys
+from pykvm.machine import Machine
+import pykvm.snapshot.save as save
+
+left = int(sys.argv[2])
+
+def dying(function):
+    def call(*arguments, **options):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+
+with Machine.restore(sys.argv[1]) as vm:
+    for name in ("mkdir", "truncate", "pwrite", "fsync", "fchmod", "rename", "write"):
+        setattr(os, name, dying(getattr(os, name)))
+    save.shutil.rmtree = dying(save.shutil.rmtree)
+    vm.snapshot(sys.argv[1])
+"""
+
+
+def test_killed_at_any_step_leaves_one_whole_snapshot(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "snap"
+    with Machine.restore(saved) as vm:
+        vm.snapshot(folder)
+    generations = set()
+    for step in range(1, 40):
+        command = [sys.executable, "-c", KILLED, str(folder), str(step)]
+        code = subprocess.run(command, check=False, timeout=60).returncode
+        with load(folder) as template:
+            generations.add(template.generation)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    else:
+        pytest.fail("the script never came to its end")
+    assert generations >= {1, 2}  # the old one and the new one
+    with Machine.restore(saved) as vm:
+        vm.snapshot(folder)
+    assert os.listdir(tmp_path) == ["snap"]  # what the killed left behind is gone
+
+
+def test_full_disk_is_told_and_the_guest_goes_on() -> None:
+    boot = [*PYKVM, "boot", guest_programs.path("snapshot"), "-m", "16M", "--snapshot", "$D/snap"]
+    boot += ["--append", "'rounds=3 ask=1 touch=600'"]
+    script = "D=$(mktemp -d) && mount -t tmpfs -o size=1M none $D && " + " ".join(boot)
+    script += "; code=$?; ls -A $D; umount $D; rmdir $D; exit $code"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if "Operation not permitted" in done.stderr or "/dev/kvm" in done.stderr:
+        pytest.skip("no user namespaces here, or no /dev/kvm in them")
+    assert "No space left on device; nothing was saved, and the guest goes on" in done.stderr
+    assert "round 3 of" in done.stdout
+    assert done.returncode == 0
+    assert done.stdout.endswith("ok: all rounds played\n")  # `ls` found nothing
+
+
+@pytest.fixture
+def snapshots(tmp_path: Path) -> Path:
+    """A folder with two snapshots that the command line made: `asked` and `seen`."""
+    boot = [*PYKVM, "boot", guest_programs.path("snapshot"), "--append", "rounds=5 ask=2"]
+    boot += ["--snapshot", str(tmp_path / "asked")]
+    boot += ["--snapshot-at", "console:^round 4", str(tmp_path / "seen")]
+    done = subprocess.run(boot, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr.count("saved to") == 2
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "first"), [("asked", "round 3"), ("seen", "round")])
+def test_command_line_saves_and_restores(snapshots: Path, name: str, first: str) -> None:
+    restore = [*PYKVM, "restore", str(snapshots / name), "--verify", "--prefault", "--clock=step"]
+    done = subprocess.run(restore, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert first in done.stdout
+    assert "round 2" not in done.stdout
+    assert done.stdout.endswith("ok: all rounds played\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "DIR"),
+        (["/nonexistent"], "--snapshot"),
+        (["--clock", "leap", "SNAP"], "--clock"),
+        (["--disk", "/dev/null", "SNAP"], "--disk"),
+        (["--snapshot-at", "console:(", "there", "SNAP"], "--snapshot-at"),
+        (["--snapshot-at", "moon:full", "there", "SNAP"], "--snapshot-at"),
+        (["--snapshot", "/nonexistent/deeper", "SNAP"], "snapshot"),
+    ],
+)
+def test_what_cannot_be_restored_is_told(saved: Path, words: list[str], complaint: str) -> None:
+    words = [str(saved) if word == "SNAP" else word for word in words]
+    command = [*PYKVM, "restore", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 125
+    assert complaint in done.stderr
+    assert done.stderr.startswith("pykvm: ")
