@@ -171,6 +171,11 @@ def run(args: Any) -> int:
         rng=args.rng,
         transport=args.transport,
     )
+    return boot(config, args, timeout)
+
+
+def boot(config: MachineConfig, args: Any, timeout: float | None) -> int:
+    """Boot on the terminal; returns the exit code."""
     from pykvm.machine import Machine
 
     return on_terminal(Machine(config), args, timeout)

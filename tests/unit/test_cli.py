@@ -92,8 +92,7 @@ def test_wrong_value_names_its_option(
 def test_any_text_as_a_value_is_understood_or_refused(option: str, text: str) -> None:
     with (
         tempfile.NamedTemporaryFile() as kernel,
-        mock.patch("pykvm.machine.Machine"),
-        mock.patch("pykvm.cli_boot.on_terminal", return_value=0),
+        mock.patch("pykvm.cli_boot.boot", return_value=0),
         contextlib.redirect_stderr(io.StringIO()) as said,
     ):
         code = main(["boot", kernel.name, f"{option}={text}"])
