@@ -49,6 +49,14 @@ struct(
     "u64[4] interrupt_bitmap",
 )
 struct(
+    "kvm_sregs2",
+    "kvm_segment cs ds es fs gs ss tr ldt",
+    "kvm_dtable gdt idt",
+    "u64 cr0 cr2 cr3 cr4 cr8 efer apic_base",
+    "u64 flags",
+    "u64[4] pdptrs",
+)
+struct(
     "kvm_fpu",
     "u8[128] fpr",
     "u16 fcw fsw",
