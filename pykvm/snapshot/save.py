@@ -82,7 +82,8 @@ class Save:
         fd = os.open(os.path.join(self._temporary, format.MEMORY), os.O_RDWR | os.O_CLOEXEC)
         try:
             os.fsync(fd)
-            memory["crc32"] = pages.checksums(fd, memory["size"])
+            crcs = pages.checksums(fd, memory["size"])
+            memory["crc32"] = {str(number): crc for number, crc in crcs.items()}  # as JSON has them
             os.fchmod(fd, 0o400)
             while time.time_ns() - os.fstat(fd).st_ctime_ns < TICK_S * 1e9:
                 time.sleep(TICK_S)

@@ -156,6 +156,16 @@ def test_snapshot_of_a_running_machine_from_another_thread(boot: Boot, tmp_path:
     assert b"round %s of" % first in vm.console_log  # the origin went through it too, later
 
 
+def test_memory_of_many_pieces_is_found_whole(boot: Boot, tmp_path: Path) -> None:
+    vm = boot("rounds=1")
+    for mib in range(2, MEMORY >> 20):
+        vm.memory.write(mib << 20, b"something")
+    before = vm.memory.read(0, MEMORY)
+    vm.snapshot(tmp_path / "snap")
+    with Machine.restore(tmp_path / "snap", verify=True) as restored:
+        assert restored.memory.read(1 << 20, MEMORY - (1 << 20)) == before[1 << 20 :]
+
+
 def test_snapshot_of_a_machine_before_its_first_run(boot: Boot, tmp_path: Path) -> None:
     boot("rounds=2").snapshot(tmp_path / "snap")
     with Machine.restore(tmp_path / "snap") as restored:
