@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pykvm.boot.kernels import fetch
 from pykvm.errors import ConfigError, HostError
 from pykvm.lab import Lab, stop_kept
+from pykvm.lab.client import LabEndedError
 from pykvm.lab.start import IDLE_S
+from pykvm.outcome import CODE_GUEST_CRASH, CODE_TIMEOUT
 
+RunInLab = Callable[..., "subprocess.CompletedProcess[bytes]"]
+Boot = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+BOOT_S = 180  # a boot takes some ten seconds; on a busy host many times that
+LIMIT_S = BOOT_S + 60  # for pykvm to start, to end and to report, too
 TEST_S = 600  # an emulated machine on a busy host is slow; the first test also fetches kernels
 XDIST_IDLE_S = 60.0  # no worker knows whether it is the last one: the lab ends by itself
 
@@ -59,24 +68,50 @@ def debian_kernel() -> Callable[[str], str]:
     return image
 
 
-Run = Callable[[], "subprocess.CompletedProcess[bytes]"]
+@pytest.fixture(scope="session")
+def in_lab(lab: Lab) -> RunInLab:
+    """Run a command that boots a guest in the lab; it must leave with `code`, soon enough.
+
+    Run it once more when its guest crashed, stood still or did not end in time, or the lab did:
+    kernels rewrite their own instructions while they boot, and QEMU's TCG seldom lets another CPU
+    run a half-written one. Guests have died of that, and the lab's own kernel. What pykvm does
+    wrong comes again.
+    """
+
+    def run(
+        command: Sequence[str], *, code: int = 0, input: bytes = b"", writable: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[bytes]:
+        def once() -> subprocess.CompletedProcess[bytes]:
+            return lab.run(command, timeout=LIMIT_S, input=input, writable=writable)
+
+        try:
+            result = once()
+            faulty = result.returncode in {CODE_GUEST_CRASH, CODE_TIMEOUT} - {code}
+            failure = f"{result}" if faulty else ""
+        except (subprocess.TimeoutExpired, LabEndedError) as error:
+            failure = f"{error!r}, {getattr(error, 'stdout', b'')!r}"
+        if failure:
+            print(f"running it again: {failure}")
+            lab.start()
+            result = once()
+        assert result.returncode == code, result
+        return result
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def without_crash() -> Callable[[Run], subprocess.CompletedProcess[bytes]]:
-    """Run a boot again, twice at most, when its kernel crashed (255).
+def boot(in_lab: RunInLab) -> Boot:
+    """``boot(KERNEL, WORDS…)``: ``pykvm boot`` in the lab, with the options of `in_lab`.
 
-    Kernels rewrite their own instructions while they boot, and QEMU's TCG seldom lets another CPU
-    run a half-written one: seen in guests and in the lab's own kernel. A crash of pykvm's making
-    comes every time.
+    A guest that does not end leaves a report: it has less time than the lab gives the command.
     """
 
-    def run(boot: Run) -> subprocess.CompletedProcess[bytes]:
-        for _ in range(2):
-            if (result := boot()).returncode != 255:
-                return result
-            print(result.stderr.decode(errors="replace"))
-        return boot()
+    def run(
+        kernel: str, *words: str, seconds: int = BOOT_S, **options: Any
+    ) -> subprocess.CompletedProcess[bytes]:
+        command = (sys.executable, "-m", "pykvm", "boot", kernel, "--timeout", str(seconds))
+        return in_lab([*command, *words], **options)
 
     return run
 
