@@ -32,14 +32,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a broken pipe is understood
     except PykvmError as error:
-        print(f"pykvm: {error}", file=sys.stderr)
+        complain(f"pykvm: {error}")
         return CODE_FAILURE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()  # whoever read it has gone
         return 141
+    except OSError as error:
+        _drop_output()
+        file = f"{error.filename}: " if error.filename else ""
+        complain(f"pykvm: {file}{error.strerror or error}")
+        return CODE_FAILURE
+    except Exception:  # an error of pykvm's own making is no verdict of the guest's
+        import traceback
+
+        complain(traceback.format_exc())
+        return CODE_FAILURE
+
+
+def complain(text: str) -> None:
+    """Print `text` to standard error, if that can be: a full disk changes no exit code."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - keep Python from trying again at exit
+
+
+def _drop_output() -> None:
+    """Keep Python from complaining at exit about output that cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _command(words: list[str], command: list[str]) -> int:
@@ -56,13 +78,25 @@ def _command(words: list[str], command: list[str]) -> int:
     return other(words, command)
 
 
+def _fill_closed_streams() -> None:
+    """Open what of standard input, output and error is closed: else the next file would be it, and
+    the guest's words would go to /dev/kvm."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:  # print() would take standard output for it
+        sys.stderr = open(2, "w")  # noqa: SIM115
+
+
 def script() -> NoReturn:
     """The `pykvm` script: as `main`, but quick to start and to end."""
+    _fill_closed_streams()
     # Loading modules makes no garbage; the collector would look for some two dozen times.
     gc.disable()
     code = main()
     if sys.argv[1:2] in (["boot"], ["restore"]):
         # The machine is closed. Taking the interpreter apart would take as long as starting it.
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -12,6 +12,7 @@ import sys
 
 from pykvm.boot import PROTOCOLS
 from pykvm.boot.entry import CpuMode
+from pykvm.cli import complain
 from pykvm.config import CMDLINE_DEFAULT, MEMORY_DEFAULT, MachineConfig, parse_size
 from pykvm.errors import ConfigError
 from pykvm.layout import MIB
@@ -188,7 +189,7 @@ def on_terminal(machine: Machine, args: Any, timeout: float | None) -> int:
     with machine:
         gc.enable()  # see `cli.script`
         for note in machine.entry.notes:
-            print(f"pykvm: {note}", file=sys.stderr)
+            complain(f"pykvm: {note}")
         if args.snapshot or args.snapshot_at:
             from pykvm.snapshot.trigger import arm
 
@@ -206,8 +207,8 @@ def on_terminal(machine: Machine, args: Any, timeout: float | None) -> int:
 def _tell(outcome: Outcome) -> None:
     if outcome.report:
         if outcome.console and not outcome.console.endswith(b"\n"):
-            print(file=sys.stderr)
-        print(f"pykvm: {outcome.report}", file=sys.stderr)
+            complain("")
+        complain(f"pykvm: {outcome.report}")
 
 
 def _catch_signals(machine: Machine) -> None:
@@ -339,7 +340,7 @@ def _host_problem(linux: bool, lab: bool) -> str | None:
 
 def _boot_in_lab(args: Any, kernel: str, problem: str) -> int:
     """``pykvm lab``, with our own words and the kernel that was found, in place of this process."""
-    print(f"pykvm: {problem}; booting in the lab", file=sys.stderr, flush=True)
+    complain(f"pykvm: {problem}; booting in the lab")
     pykvm = [sys.executable, "-m", "pykvm"]
     words = [word for word in args.words if word != "--lab"]
     if args.kernel is None and args.image is None:

@@ -23,8 +23,14 @@ class Console:
         """Bytes for the guest from `fd`, which is readable (or at its end)."""
         return b""
 
-    def write(self, data: bytes) -> None:
-        """Bytes from the guest."""
+    def write(self, data: bytes) -> int | None:
+        """Bytes from the guest. Returns how many were taken when it may be not all of them: the
+        others come again when `output_fd` is ready."""
+        return None
+
+    def output_fd(self) -> int:
+        """The descriptor to poll for room when `write` has not taken everything."""
+        raise NotImplementedError
 
     def take_commands(self) -> str:
         """The letters of the Ctrl-A commands that the user typed since the last call."""

@@ -12,6 +12,7 @@ watches (`watch`). A vCPU thread ends the run by `_finish`; the caller's thread 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -37,7 +38,7 @@ from pykvm.devices.pvpanic import PanicEvent, PvPanic
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.serial import Serial
 from pykvm.devices.snapshotport import SnapshotPort
-from pykvm.errors import ConfigError, PykvmError
+from pykvm.errors import ConfigError, KvmError, PykvmError
 from pykvm.health import HALT, RESTART, PanicWatch, kernel_says
 from pykvm.kvm import Kvm, Vm
 from pykvm.lean import TYPE_CHECKING, Record
@@ -59,7 +60,12 @@ if TYPE_CHECKING:
 
 # After these the guest is where it was, and may go on.
 RESUMABLE = frozenset({Reason.TIMEOUT, Reason.QUIT, Reason.SIGNAL})
+LEAVE_S = 60.0  # for a kicked vCPU to leave the guest: microseconds, but for a sick host
+PATIENCE_S = 1.0  # for a reader of the console that does not read, when the user has ended the run
 XAPIC_IDS = 255  # APIC ids that fit 8 bits, the broadcast id left out
+
+
+_abandoned: list[ExitStack] = []  # what vCPUs use that have not left the guest and never may
 
 
 class _Ending(Record):
@@ -318,12 +324,12 @@ class Machine:
         finally:
             self._finish(Reason.QUIT)  # only counts when an exception brought us here
             self.serial.stop_waiting()
-            for thread in threads:
-                thread.join()
+            self._join(threads)
             with self._lock:
                 self._runner = None
             self.serve_requests()
-        self._watcher.move_output()
+        by_user = self._ending is not None and self._ending.reason in RESUMABLE
+        self._watcher.finish(PATIENCE_S if by_user or self._error else None)
         if self._error is not None:
             raise self._error
         return self._outcome(time.monotonic() - started)
@@ -334,7 +340,9 @@ class Machine:
 
     def _start_vcpus(self) -> list[threading.Thread]:
         threads = [
-            threading.Thread(target=self._vcpu_thread, args=(vcpu,), name=f"vcpu{vcpu.id}")
+            threading.Thread(
+                target=self._vcpu_thread, args=(vcpu,), name=f"vcpu{vcpu.id}", daemon=True
+            )
             for vcpu in self.vcpus
         ]
         self._running = len(threads)
@@ -342,6 +350,30 @@ class Machine:
         for thread in threads:
             thread.start()
         return threads
+
+    def _join(self, threads: list[threading.Thread]) -> None:
+        """Wait for vCPU threads that have been kicked. Raises as `_expect_vcpus`."""
+        kicked = time.monotonic()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(1.0)
+                self._expect_vcpus(kicked)
+
+    def _expect_vcpus(self, kicked: float) -> None:
+        """Raise `KvmError` when a vCPU is in the guest long after it was kicked, at `kicked`: else
+        neither `--timeout` nor a signal would end such a machine."""
+        if time.monotonic() - kicked < LEAVE_S:
+            return
+        stuck = [vcpu.id for vcpu in self.vcpus if vcpu.handle.tid]
+        if not stuck:
+            return  # a device of the user's takes its time
+        _abandoned.append(self._resources.pop_all())
+        raise KvmError(
+            "KVM_RUN",
+            errno.ETIME,
+            f"vCPU {stuck[0]} was told to leave the guest {LEAVE_S:.0f} s ago and has not: this "
+            "host is overloaded or its KVM at fault; try the lab: pykvm lab -- pykvm boot …",
+        )
 
     def _vcpu_thread(self, vcpu: Vcpu) -> None:
         try:
@@ -410,10 +442,12 @@ class Machine:
         """
         self._begin_pause()
         try:
+            kicked = time.monotonic()
             with self._parking:
                 while not self._parking.wait_for(lambda: self._parked >= self._running, 0.05):
                     if self._watcher:  # a vCPU may be waiting for room in the console
-                        self._watcher.move_output()
+                        self._watcher.make_room()
+                    self._expect_vcpus(kicked)
             yield
         finally:
             self._end_pause()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 
-from pykvm.console import Console, write_all
+from pykvm.console import Console
+from pykvm.errors import HostError
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -86,8 +88,6 @@ class Terminal(Console):
             self._escaped = False
             if byte in (ESCAPE, ord("a")):
                 passed.append(ESCAPE)
-            elif byte == ord("h"):
-                write_all(1, HELP.encode())
             else:
                 self._commands += chr(byte)
         return bytes(passed)
@@ -96,8 +96,26 @@ class Terminal(Console):
         commands, self._commands = self._commands, ""
         return commands
 
-    def write(self, data: bytes) -> None:
-        write_all(1, data)
+    def write(self, data: bytes) -> int:
+        """Write what needs no waiting: once poll() says so, that is PIPE_BUF bytes (pipe(7)).
+
+        Raises `BrokenPipeError` when nobody reads any more, `HostError` for a full disk.
+        """
+        room = select.poll()
+        room.register(1, select.POLLOUT)
+        if not room.poll(0):
+            return 0
+        try:
+            return os.write(1, data[: select.PIPE_BUF])
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise HostError(f"writing to standard output: {error.strerror}") from None
+
+    def output_fd(self) -> int:
+        return 1
 
     def close(self) -> None:
         if self._saved is not None and self._open:

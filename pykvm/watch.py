@@ -6,6 +6,8 @@ what counts as dead, `console` for the other end of the serial line.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
 import time
 
@@ -33,6 +35,7 @@ class Watcher:
         self._deadline = None if timeout is None else now + timeout
         self._panic_at: float | None = None
         self._input = machine.unread_input
+        self._unwritten = bytearray()  # from the guest; the console has no room for it yet
         self._health = Health()
         self._health_at = now + HEALTH_FIRST_S
         self._health_interval = HEALTH_FIRST_S
@@ -85,8 +88,12 @@ class Watcher:
         serial, console = self._machine.serial, self._console
         inputs = console.input_fds() if len(self._input) < INPUT_AHEAD else []
         poll = select.poll()
-        for fd in (self._machine.wake_fd, serial.output_fd, serial.input_fd, *inputs):
+        for fd in (self._machine.wake_fd, serial.input_fd, *inputs):
             poll.register(fd, select.POLLIN)
+        if self._unwritten:  # what more the guest says waits in its own transmitter
+            poll.register(console.output_fd(), select.POLLOUT)
+        else:
+            poll.register(serial.output_fd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(seconds * 1000)}
         for fd in ready.intersection(inputs):
             self._input += console.read(fd)
@@ -101,17 +108,54 @@ class Watcher:
             del self._input[: serial.give(bytes(self._input))]
 
     def move_output(self) -> None:
-        """Bring what the guest has sent to the console and to the machine's log."""
+        """Bring what the guest has sent to the console, as long as it has room, and to the log."""
+        while self._write() and self._take():
+            pass
+
+    def finish(self, patience_s: float | None) -> None:
+        """The run is over: bring the rest to the console.
+
+        Gives up when that has no room for `patience_s`, or when `Machine.stop` is called meanwhile.
+        """
+        self.make_room()
+        wake_fd = self._machine.wake_fd
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(wake_fd)  # what ended the run
+        while not self._write():
+            poll = select.poll()
+            poll.register(wake_fd, select.POLLIN)
+            poll.register(self._console.output_fd(), select.POLLOUT)
+            ready = {fd for fd, _ in poll.poll(patience_s and patience_s * 1000)}
+            if not ready or wake_fd in ready:
+                return
+
+    def make_room(self) -> None:
+        """Take all that the guest has sent: a vCPU may wait for that while the console does not."""
+        while self._take():
+            pass
+
+    def _take(self) -> bool:
+        """Take what the guest has sent; tell whether there was something."""
         log = self._machine.console_log
-        while data := self._machine.serial.take():
-            log += data
-            excess = len(log) - 2 * CONSOLE_KEPT
-            dropped = CONSOLE_KEPT + excess if excess > 0 else 0
-            del log[:dropped]
-            self._machine.panic.feed(log, dropped)
-            for trigger in self._machine.console_triggers:
-                trigger.feed(log, dropped)
-            self._console.write(data)
+        data = self._machine.serial.take()
+        log += data
+        excess = len(log) - 2 * CONSOLE_KEPT
+        dropped = CONSOLE_KEPT + excess if excess > 0 else 0
+        del log[:dropped]
+        self._machine.panic.feed(log, dropped)
+        for trigger in self._machine.console_triggers:
+            trigger.feed(log, dropped)
+        self._unwritten += data
+        return bool(data)
+
+    def _write(self) -> bool:
+        """Write what the console has room for; tell whether that was all."""
+        while self._unwritten:
+            count = self._console.write(bytes(self._unwritten))
+            if count == 0:
+                return False
+            del self._unwritten[:count]
+        return True
 
     def _obey(self, letter: str) -> None:
         """A Ctrl-A command of the terminal's."""
@@ -123,7 +167,11 @@ class Watcher:
             case "s":
                 self._take_snapshot()
             case "?":
-                self._console.write(self._whereabouts())
+                self._unwritten += self._whereabouts()
+            case "h":
+                from pykvm.terminal import HELP
+
+                self._unwritten += HELP.encode()
 
     def _take_snapshot(self) -> None:
         if self._machine.on_snapshot_key is None:

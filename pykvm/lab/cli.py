@@ -84,12 +84,6 @@ def run(args: Namespace) -> int:
     from pykvm.cli_kernel import Report
     from pykvm.lab import foreground
 
-    for fd in (0, 1, 2):  # one that is closed must not become another file's
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-
     argv = args.command or [os.environ.get("SHELL", "/bin/sh")]
     lab = choose(args)
     try:

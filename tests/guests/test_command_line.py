@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -127,3 +128,57 @@ def test_terminal_belongs_to_the_guest_until_ctrl_a_x(guest: Path) -> None:
     assert termios.tcgetattr(terminal) == before
     os.close(keyboard)
     os.close(terminal)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_a_stream_that_is_closed_is_an_empty_one(guest: Path, closed: str) -> None:
+    guest.write_bytes(bytes.fromhex("ba f8 03 b0 2e ee " + EXIT_7))
+    command = shlex.join([*BOOT, str(guest), *FLAT])
+    done = subprocess.run(["/bin/sh", "-c", f"{command} {closed}"], timeout=LIMIT_S, check=False)
+    assert done.returncode == 7
+
+
+def test_an_error_is_not_said_on_standard_output(guest: Path) -> None:
+    command = f"{shlex.join([*BOOT, str(guest), '--cpus', '0'])} 2>&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, timeout=LIMIT_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (125, b"")
+
+
+def test_output_that_cannot_be_written_is_no_success(guest: Path) -> None:
+    guest.write_bytes(bytes.fromhex("ba f8 03 b0 2e ee " + EXIT_7))
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*BOOT, str(guest), *FLAT],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=LIMIT_S,
+            check=False,
+        )
+    wanted = b"pykvm: writing to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (125, wanted)
+
+
+@pytest.mark.parametrize("ending", ["timeout", "signal", "quit"])
+def test_a_reader_that_does_not_read_cannot_keep_the_machine(guest: Path, ending: str) -> None:
+    guest.write_bytes(bytes.fromhex("ba f8 03 b0 2e ee eb fd"))  # '.' for ever
+    keyboard, terminal = os.openpty()
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen(
+        [*BOOT, str(guest), *FLAT, "--timeout", "0.2" if ending == "timeout" else "1000"],
+        stdin=terminal,
+        stdout=writer,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while select.select([], [writer], [], 0)[1]:
+        assert process.poll() is None
+    if ending == "signal":
+        process.send_signal(signal.SIGTERM)
+    if ending == "quit":
+        os.write(keyboard, b"\x01x")
+    assert process.wait(LIMIT_S) == {"timeout": 124, "signal": 143, "quit": 0}[ending]
+    for fd in (keyboard, terminal, reader, writer):
+        os.close(fd)

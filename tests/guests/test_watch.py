@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from pykvm import Machine, MachineConfig
 from pykvm.boot.entry import CpuMode
 from pykvm.console import Console
+from pykvm.errors import KvmError
 from pykvm.outcome import Outcome, Reason
+from pykvm.vcpu import Vcpu
 
 TEXT = 0x18_0000  # where the guest finds what it is to say
 SAY = "be 00 00 18 00 b9 {length} 66 ba f8 03 fc f3 6e "  # mov esi, TEXT; mov ecx; rep outsb
@@ -89,6 +92,31 @@ class Keys(Console):
 def test_ctrl_a_x_ends_the_machine() -> None:
     outcome = run(b"ready\n", SPIN, Keys("x"))
     assert (outcome.reason, outcome.code, outcome.report) == (Reason.QUIT, 0, "")
+
+
+def test_ctrl_a_h_shows_the_keys() -> None:
+    console: Any = Keys("hx")
+    run(b"ready\n", SPIN, console)
+    assert b"Ctrl-A x    end the machine" in console.screen
+
+
+def test_a_vcpu_that_does_not_leave_the_guest_is_the_hosts_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pykvm.machine.LEAVE_S", 0.05)
+    code = bytes.fromhex(SPIN)
+    with Machine(MachineConfig(kernel=code, memory=2 << 20, mode=CpuMode.LONG)) as vm:
+        vcpu = vm.vcpus[0]
+        leave = vcpu.kick
+        monkeypatch.setattr(Vcpu, "kick", lambda _: None)
+        with pytest.raises(KvmError, match="vCPU 0 was told to leave the guest"):
+            vm.run(0.05)
+        assert vcpu.handle.tid != 0  # still there
+    leave()  # and what it uses is, too
+    for thread in threading.enumerate():
+        if thread.name == "vcpu0":
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def test_ctrl_a_question_mark_shows_where_each_cpu_is() -> None:

@@ -130,9 +130,9 @@ def test_command_may_come_in_two_reads(user: User) -> None:
     user.sees("b'' 'p'")
 
 
-def test_ctrl_a_h_shows_the_keys(user: User) -> None:
+def test_ctrl_a_h_asks_for_the_keys(user: User) -> None:
     user.type(b"\x01h")
-    user.sees("Ctrl-A x")
+    user.sees("b'' 'h'")
     user.type(b"b")
     user.sees("b'b' ''")
 
