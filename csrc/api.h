@@ -263,6 +263,7 @@ struct pk_blk_config {
     uint32_t unsafe;    /* a flush does nothing */
     uint32_t no_uring;  /* do not try io_uring */
     char id[20];        /* VIRTIO_BLK_T_GET_ID, NUL-padded */
+    char name[256];     /* for messages, NUL-terminated */
     struct pk_limits limits;
 };
 

@@ -83,14 +83,31 @@ static void finish(struct pk_blk *b, struct request *r, uint8_t status)
     b->free = r;
 }
 
-/* `result` is the request's: not negative, or -errno. */
+static const char *type_name(uint32_t type)
+{
+    switch (type) {
+    case VIRTIO_BLK_T_IN:
+        return "read";
+    case VIRTIO_BLK_T_OUT:
+        return "write";
+    case VIRTIO_BLK_T_FLUSH:
+        return "flush";
+    case VIRTIO_BLK_T_DISCARD:
+        return "discard";
+    default:
+        return "write zeroes";
+    }
+}
+
+/* `result` is the request's: not negative, or -errno, which is the host's trouble. */
 static void finish_with(struct pk_blk *b, struct request *r, int64_t result)
 {
     if (result < 0 && b->logged < LOGGED_MAX) {
         b->logged++;
-        complain("pykvm: disk %.20s: request of type %u, sector %llu, %llu bytes: %s\n",
-                 b->config.id, r->type, (unsigned long long)r->sector, (unsigned long long)r->len,
-                 strerror((int)-result));
+        complain("pykvm: --disk: %s: %s, sector %llu, %llu bytes: %s%s\n", b->config.name,
+                 type_name(r->type), (unsigned long long)r->sector, (unsigned long long)r->len,
+                 strerror((int)-result),
+                 b->logged == LOGGED_MAX ? "; later errors are not reported" : "");
     }
     finish(b, r, result < 0 ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
 }

@@ -106,6 +106,7 @@ class Blk(VirtioDevice):
             "read_only": self.config.read_only,
             "unsafe": self.config.cache == "unsafe",
             "id": self.config.serial.encode().ljust(20, b"\0"),
+            "name": os.fsencode(self.config.path)[-255:],
             "limits": self.config.limits.for_c(),
         }
         check(lib.pk_blk_create(ffi.new("struct pk_blk_config *", options), out), "memory")

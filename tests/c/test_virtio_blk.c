@@ -46,8 +46,12 @@ static void setup(void)
         CHECK_EQ(write(fd, bytes, sizeof(bytes)), sizeof(bytes));
     }
     setup_queue(16);
-    config = (struct pk_blk_config){
-        .fd = fd, .sectors = SECTORS, .align = 1, .no_uring = (uint32_t)no_uring, .id = "serial"};
+    config = (struct pk_blk_config){.fd = fd,
+                                    .sectors = SECTORS,
+                                    .align = 1,
+                                    .no_uring = (uint32_t)no_uring,
+                                    .id = "serial",
+                                    .name = "disk.img"};
 }
 
 static void teardown(void)
@@ -175,6 +179,57 @@ static void a_full_disk_is_an_error_and_the_next_request_is_served(void)
     close(full);
 }
 
+static uint8_t clear(uint32_t type, uint64_t sector, uint32_t num, uint32_t flags)
+{
+    struct virtio_blk_discard_write_zeroes segment = {sector, num, flags};
+    memcpy(data(), &segment, sizeof(segment));
+    return request(type, 0, sizeof(segment));
+}
+
+static void what_the_host_cannot_read_is_an_error(void)
+{
+    setup();
+    int file = config.fd, bad = open("/proc/self/mem", O_RDWR);
+    CHECK(bad >= 0);
+    config.fd = bad; /* EIO for every address at which there is nothing: the first ones */
+    start();
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_OUT, 1, 512), VIRTIO_BLK_S_IOERR);
+    CHECK_EQ(request(VIRTIO_BLK_T_IN, 2, 512), VIRTIO_BLK_S_IOERR);
+    config.fd = file;
+    teardown();
+    close(bad);
+}
+
+static void a_discard_gives_blocks_back_and_zeroes_need_not(void)
+{
+    enum { BIG = 2048 };
+    setup();
+    static uint8_t bytes[BIG * 512];
+    memset(bytes, 0x5a, sizeof(bytes));
+    CHECK_EQ(pwrite(config.fd, bytes, sizeof(bytes), 0), sizeof(bytes));
+    CHECK_EQ(fsync(config.fd), 0);
+    config.sectors = BIG;
+    start();
+    struct stat before, after;
+    CHECK_EQ(fstat(config.fd, &before), 0);
+    CHECK(before.st_blocks >= BIG);
+    if (clear(VIRTIO_BLK_T_DISCARD, 512, 1024, 0) == VIRTIO_BLK_S_OK) {
+        CHECK_EQ(fstat(config.fd, &after), 0);
+        CHECK(before.st_blocks - after.st_blocks >= 1024 - 16);
+        CHECK_EQ(after.st_size, before.st_size);
+        CHECK_EQ(request(VIRTIO_BLK_T_IN, 511, 1024), VIRTIO_BLK_S_OK);
+        CHECK_EQ(data()[511], 0x5a);
+        CHECK_EQ(data()[512], 0);
+        /* The same through write zeroes with its unmap flag; without, the blocks may stay. */
+        CHECK_EQ(clear(VIRTIO_BLK_T_WRITE_ZEROES, 1536, 512, 1), VIRTIO_BLK_S_OK);
+        before = after;
+        CHECK_EQ(fstat(config.fd, &after), 0);
+        CHECK(before.st_blocks - after.st_blocks >= 512 - 16);
+    }
+    teardown();
+}
+
 static void a_read_only_disk_takes_no_writes(void)
 {
     setup();
@@ -204,13 +259,6 @@ static void an_unknown_request_is_unsupported(void)
     start();
     CHECK_EQ(request(77, 0, 0), VIRTIO_BLK_S_UNSUPP);
     teardown();
-}
-
-static uint8_t clear(uint32_t type, uint64_t sector, uint32_t num, uint32_t flags)
-{
-    struct virtio_blk_discard_write_zeroes segment = {sector, num, flags};
-    memcpy(data(), &segment, sizeof(segment));
-    return request(type, 0, sizeof(segment));
 }
 
 static void zeroes_are_written_and_holes_punched(void)
@@ -449,6 +497,8 @@ int main(void)
         RUN(what_is_outside_the_disk_is_an_error);
         RUN(a_file_that_became_shorter_is_an_error);
         RUN(a_full_disk_is_an_error_and_the_next_request_is_served);
+        RUN(what_the_host_cannot_read_is_an_error);
+        RUN(a_discard_gives_blocks_back_and_zeroes_need_not);
         RUN(a_read_only_disk_takes_no_writes);
         RUN(the_id_is_twenty_bytes);
         RUN(an_unknown_request_is_unsupported);

@@ -1,0 +1,174 @@
+"""A disk never lies: what a guest was told is on the disk is there, and what failed is said to."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pykvm import guest_programs
+
+SECTORS = 256
+KILLS = int(os.environ.get("PYKVM_KILLS", "4"))
+LIMIT_S = 60
+
+
+@contextmanager
+def journal(
+    disk: Path, options: str, cmdline: str, *prefix: str
+) -> Iterator[subprocess.Popen[str]]:
+    """`pykvm boot` of a guest that writes numbers to the disk until it is killed."""
+    boot = [*prefix, sys.executable, "-m", "pykvm", "boot", guest_programs.path("virtqueue")]
+    boot += ["--disk", f"{disk}{options}", "--transport", "mmio", "--timeout", str(LIMIT_S)]
+    boot += ["--append", f"journal=1 {cmdline}"]
+    with subprocess.Popen(
+        boot, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def lines_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    """What the guest says, up to a line with `text`."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"{lines} {process.stderr and process.stderr.read()}")
+
+
+def empty_disk(path: Path) -> Path:
+    path.write_bytes(bytes(SECTORS * 512))
+    return path
+
+
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_what_was_flushed_survives_a_kill(tmp_path: Path, cache: str, seed: int) -> None:
+    disk = empty_disk(tmp_path / "disk")
+    with journal(disk, f",cache={cache}", "batch=3") as process:
+        assert process.stdout is not None
+        wanted = random.Random(seed).randrange(1, 60)
+        for _ in range(wanted):
+            line = process.stdout.readline()
+            if "O_DIRECT" in line or not line:
+                break
+        process.send_signal(signal.SIGKILL)  # in the middle of whatever it does now
+        rest = process.stdout.read()
+        process.wait()
+        if (
+            not (line or rest)
+            and process.stderr is not None
+            and "O_DIRECT" in process.stderr.read()
+        ):
+            pytest.skip("no O_DIRECT here")
+    said = re.findall(r"^flushed (\d+)\n", line + rest, re.MULTILINE)
+    flushed = int(said[-1]) if said else 0
+    assert flushed or wanted < 3
+    found = [struct.unpack("<128I", part) for part in sectors(disk)]
+    for n in range(max(1, flushed - SECTORS + 1), flushed + 1):
+        (value,) = set(found[n % SECTORS])  # a sector is written as a whole
+        assert value >= n  # this write, or a later one to the same sector
+        assert value % SECTORS == n % SECTORS
+
+
+def sectors(disk: Path) -> list[bytes]:
+    data = disk.read_bytes()
+    return [data[at : at + 512] for at in range(0, len(data), 512)]
+
+
+# ── is a flush one? ──────────────────────────────────────────────────────────────────────────────
+
+
+def dirty_pages(path: Path) -> int:
+    """Pages of the file that the host has not yet written (cachestat(2), Linux 6.5)."""
+
+    class Range(ctypes.Structure):
+        _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
+
+    class Pages(ctypes.Structure):
+        _fields_ = tuple(
+            (name, ctypes.c_uint64)
+            for name in ("cache", "dirty", "writeback", "evicted", "recently_evicted")
+        )
+
+    pages, whole = Pages(), Range(0, 0)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syscall(451, fd, ctypes.byref(whole), ctypes.byref(pages), 0) < 0:
+            pytest.skip(f"cachestat: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(fd)
+    return int(pages.dirty + pages.writeback)
+
+
+@pytest.mark.parametrize(
+    ("options", "cmdline"),
+    [
+        ("", "batch=40"),  # a driver that flushes after all of its writes,
+        ("", "flush=0"),  # one that cannot: each write is on the disk when it is answered
+    ],
+)
+def test_a_flush_leaves_nothing_in_the_page_cache(
+    tmp_path: Path, options: str, cmdline: str
+) -> None:
+    disk = empty_disk(tmp_path / "disk")
+    if dirty_pages(disk) == 0:
+        pytest.skip("a file system that does not know dirty pages")
+    with journal(disk, options, f"writes=40 {cmdline}") as process:
+        lines_until(process, "written")
+        assert dirty_pages(disk) == 0
+    assert sectors(disk)[40] == struct.pack("<I", 40) * 128
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_full_file_system_is_an_error_that_says_which_request(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    # A file system of 64 KiB, of a mount namespace's own; 16 sectors more than it holds.
+    mount = f'mount -t tmpfs -o size=64k none {small} && truncate -s 72K {small}/disk && exec "$@"'
+    prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this host gives no mount namespace")
+    with journal(small / "disk", "", "writes=143", *prefix) as process:
+        lines = lines_until(process, "written")
+        process.kill()
+        assert process.stderr is not None
+        log = process.stderr.read()
+    failed = [line for line in lines if "status 1" in line]
+    assert 1 <= len(failed) <= 16
+    assert f"{small}/disk: write, sector 128, 512 bytes: No space left on device" in log
+
+
+def test_a_file_that_became_shorter_is_an_error_that_says_which_request(tmp_path: Path) -> None:
+    disk = empty_disk(tmp_path / "disk")
+    boot = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("virtqueue")]
+    boot += ["--disk", str(disk), "--transport", "mmio", "--timeout", str(LIMIT_S)]
+    with subprocess.Popen(
+        [*boot, "--append", "count=100000"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        lines_until(process, "sectors")
+        os.truncate(disk, 0)
+        out, log = process.communicate(timeout=LIMIT_S)
+    assert "FAILED: sector 0 is read" in out
+    assert f"{disk}: read, sector 0, 512 bytes: Input/output error" in log
+    assert log.count("Input/output error") <= 10  # a bad disk does not fill the log
