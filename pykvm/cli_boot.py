@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pykvm.machine import Machine
     from pykvm.outcome import Outcome
+    from pykvm.virtio.config.storage import Storage
 
 HELP = """\
 usage: pykvm boot [options] [KERNEL] [-- COMMAND…]
@@ -82,12 +83,13 @@ OPTIONS = (
     ),
     Option(
         "--disk",
-        "FILE[,format=NAME][,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]",
+        "FILE[,format=NAME][,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]"
+        "[,mount=PATH[,partition=N][,fstype=NAME]]",
         "a file or block device as the next virtio disk; NAME is raw, or qcow2 and others that "
         "qemu-storage-daemon has; in place of FILE, vhost-user=SOCKET is a back end of your own; "
-        "MODE is writeback, none (O_DIRECT) "
-        "or unsafe (a flush does nothing); bps and iops limit bytes and requests a second, bps_max "
-        "and iops_max say how much may pass at once",
+        "MODE is writeback, none (O_DIRECT) or unsafe (a flush does nothing); bps and iops limit "
+        "bytes and requests a second, bps_max and iops_max say how much may pass at once; pykvm's "
+        "own init mounts it, or its partition N, at PATH",
         repeated=True,
     ),
     Option(
@@ -98,6 +100,19 @@ OPTIONS = (
         "peer=PATH); mac=, mtu=, queues=, offload=off; ip=ADDR/BITS, gw=, dns= are what the "
         "guest's init sets, hostip=ADDR/BITS is for a TAP that is made; bps=, iops= as for --disk",
         repeated=True,
+    ),
+    Option(
+        "--fs",
+        "HOSTDIR,tag=NAME[,ro][,cache=MODE][,mount=PATH]",
+        "a folder of the host, which pykvm's own init mounts at /mnt/NAME or PATH; MODE is auto, "
+        "none or always",
+        repeated=True,
+    ),
+    Option(
+        "--root",
+        "WHAT",
+        "the guest's root: a disk, as --disk takes it, a folder or the tag of a --fs; its own init "
+        "runs, or COMMAND",
     ),
     Option("--rng", "", "a virtio entropy source"),
     Option("--transport", "NAME", "how virtio devices are reached: pci (default) or mmio", "pci"),
@@ -150,14 +165,15 @@ def run(args: Any) -> int:
 
         kernel = find_or_fetch(kernel)
     linux = is_linux(kernel)
+    storage = _storage(args)
     problem = None if args.any_host else _host_problem(linux, args.lab)
     if problem is not None:
         if args.lab:
-            return _boot_in_lab(args, kernel, problem)
+            return _boot_in_lab(args, kernel, problem, storage)
         raise ConfigError(f"{problem}; put 'pykvm lab --' in front of the command, or add --lab")
     config = MachineConfig(
         kernel=kernel,
-        initrd=_initrds(args, kernel, command, linux),
+        initrd=_initrds(args, kernel, command, linux, storage),
         modules=tuple(args.module),
         cmdline=args.append if args.append is not None else CMDLINE_DEFAULT if linux else "",
         memory=parse_size(args.memory),
@@ -167,7 +183,8 @@ def run(args: Any) -> int:
         mode=_mode(args.mode),
         load=number(args.load, "--load", _address),
         entry=number(args.entry, "--entry", _address),
-        disks=_disks(args.disk),
+        disks=storage.disks if storage else (),
+        shares=storage.shares if storage else (),
         nets=_nets(args.net),
         rng=args.rng,
         transport=args.transport,
@@ -251,12 +268,13 @@ def _protocol(name: str | None) -> str | None:
     return name
 
 
-def _disks(specs: list[str]) -> tuple[Any, ...]:
-    if not specs:
-        return ()
-    from pykvm.virtio.config.disk import parse_disk
+def _storage(args: Any) -> Storage | None:
+    """The machine's disks and shares, or None when there are none."""
+    if not (args.disk or args.fs or args.root):
+        return None
+    from pykvm.virtio.config.storage import parse_storage
 
-    return tuple(map(parse_disk, specs))
+    return parse_storage(args.disk, args.fs, args.root)
 
 
 def _nets(specs: list[str]) -> tuple[Any, ...]:
@@ -274,33 +292,49 @@ def _mode(name: str | None) -> CpuMode | None:
         raise ConfigError(f"--mode: {name!r} is unknown; write real, protected or long") from None
 
 
-def _initrds(args: Any, kernel: str, command: list[str], linux: bool) -> tuple[str | bytes, ...]:
+def _initrds(
+    args: Any, kernel: str, command: list[str], linux: bool, storage: Storage | None
+) -> tuple[str | bytes, ...]:
     """The user's initrds, or pykvm's own with `command` in it."""
+    mounts = storage is not None and storage.asks_for_mounts
     if args.initrd:
         if command or args.add:
             raise ConfigError(
                 "--initrd: a COMMAND and --add need pykvm's own initrd; leave --initrd out, or "
                 "give the command to your init with --append '… -- COMMAND'"
             )
+        if mounts:
+            raise ConfigError(
+                "--initrd: --root and mount= need pykvm's own initrd; leave --initrd out, or let "
+                "yours mount /dev/vda with --append 'root=/dev/vda'"
+            )
         return tuple(args.initrd)
     if not linux:
         if command or args.add:
             raise ConfigError("COMMAND: only a Linux guest can run one; remove it")
+        if mounts:
+            raise ConfigError("--root, mount=: only a Linux guest mounts anything; remove it")
         return ()
     from pykvm.boot.guestimage import default_initrd
 
-    nets = _nets(args.net)
-    return (default_initrd(kernel, command, args.add, _modules(args), nets),)
+    nets, fstab = _nets(args.net), storage.fstab() if storage else ""
+    modules = _modules(args, storage)
+    return (default_initrd(kernel, command, args.add, modules, nets, fstab),)
 
 
-def _modules(args: Any) -> list[str]:
+def _modules(args: Any, storage: Storage | None) -> list[str]:
     """The kernel modules that the guest needs for the devices asked for."""
-    kinds = [kind for kind in ("disk", "net", "rng") if getattr(args, kind)]
+    kinds = [kind for kind in ("net", "rng") if getattr(args, kind)]
+    kinds += ["disk"] if storage and storage.disks else []
+    kinds += ["fs"] if storage and storage.shares else []
     if not kinds:
         return []
-    from pykvm.boot.modules import KINDS, TRANSPORTS
+    from pykvm.boot.modules import FILE_SYSTEMS, KINDS, TRANSPORTS
 
-    return [TRANSPORTS.get(args.transport, ""), *(name for kind in kinds for name in KINDS[kind])]
+    names = [TRANSPORTS.get(args.transport, ""), *(name for kind in kinds for name in KINDS[kind])]
+    for file_system in storage.file_systems() if storage else ():
+        names += FILE_SYSTEMS.get(file_system, (file_system,))
+    return names
 
 
 def is_linux(kernel: str) -> bool:
@@ -338,14 +372,17 @@ def _host_problem(linux: bool, lab: bool) -> str | None:
     return None
 
 
-def _boot_in_lab(args: Any, kernel: str, problem: str) -> int:
+def _boot_in_lab(args: Any, kernel: str, problem: str, storage: Storage | None) -> int:
     """``pykvm lab``, with our own words and the kernel that was found, in place of this process."""
     complain(f"pykvm: {problem}; booting in the lab")
     pykvm = [sys.executable, "-m", "pykvm"]
     words = [word for word in args.words if word != "--lab"]
     if args.kernel is None and args.image is None:
         words.insert(words.index("boot") + 1, f"--kernel={kernel}")
-    writable = [disk.path for disk in _disks(args.disk) if not disk.read_only]
-    folders = {os.path.dirname(os.path.abspath(path)) for path in writable}
+    folders: set[str] = set()
+    if storage is not None:
+        files = [disk.path for disk in storage.disks if disk.path and not disk.read_only]
+        folders = {os.path.dirname(os.path.abspath(path)) for path in files}
+        folders |= {os.path.abspath(each.path) for each in storage.shares if not each.read_only}
     lab = [*pykvm, "lab", *(f"--write={folder}" for folder in sorted(folders))]
     os.execv(sys.executable, [*lab, "--", *pykvm, *words, "--", *args.command])

@@ -16,6 +16,7 @@ from pykvm.lean import TYPE_CHECKING, Record
 if TYPE_CHECKING:
     from pykvm.virtio.config.disk import DiskConfig
     from pykvm.virtio.config.net import NetConfig
+    from pykvm.virtio.config.share import ShareConfig
 
 MEMORY_DEFAULT = 256 * MIB
 MEMORY_MIN = 1 * MIB
@@ -56,13 +57,14 @@ class MachineConfig(Record):
     entry: int | None = None  # flat binaries: gpa
     disks: tuple[DiskConfig, ...] = ()  # /dev/vda, /dev/vdb …
     nets: tuple[NetConfig, ...] = ()  # eth0, eth1 …
+    shares: tuple[ShareConfig, ...] = ()  # folders of the host's
     rng: bool = False  # a virtio entropy source
     transport: str = "pci"  # how virtio devices are reached: one of TRANSPORTS
 
     @property
     def has_virtio(self) -> bool:
         """Whether any virtio device is asked for."""
-        return bool(self.disks or self.nets or self.rng)
+        return bool(self.disks or self.nets or self.shares or self.rng)
 
     def __post_init__(self) -> None:
         if self.memory < MEMORY_MIN:

@@ -5,17 +5,20 @@
  *
  *   /pykvm/argv            the command to run: NUL-terminated strings. Without this file, what
  *                          follows " -- " on the kernel's command line.
+ *   /pykvm/fstab           disks and folders to mount, and the root: mounts.c
  *   /pykvm/modules/order   kernel modules to load first, one a line: FILE [PARAMETER=VALUE ...]
  *   /pykvm/network         the cards' addresses: see network.c
  */
 
 #include "linux.h"
+#include "mounts.h"
 #include "ports.h"
 #include "say.h"
 #include "tasks.h"
 
 #include <linux/time.h>
 
+#define FAILURE  125  /* pykvm's own, not the command's */
 #define MAX_ARGS 4096 /* pykvm/boot/initrd.py refuses longer commands, and larger ones */
 
 static void put(const char *text, size_t len)
@@ -264,6 +267,31 @@ static int execute(void)
     return 126;
 }
 
+/* Replace this process by the root's own init: what "init=" on the kernel's command line names,
+ * else where the kernel itself would look. On return there is none. */
+static int execute_init(void)
+{
+    static char *const paths[] = {"/sbin/init", "/etc/init", "/bin/init"};
+    static char text[4096];
+
+    slurp("/proc/cmdline", text, sizeof(text));
+    for (char *p = text; *p; p++)
+        if ((p == text || p[-1] == ' ') && p[0] == 'i' && p[1] == 'n' && p[2] == 'i' &&
+            p[3] == 't' && p[4] == '=') {
+            split_words(p + 5);
+            command[1] = NULL;
+            return execute();
+        }
+    for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]); i++) {
+        command[0] = paths[i];
+        if (SYS(access, paths[i], 0) == 0)
+            return execute();
+    }
+    say("pykvm: the root has no /sbin/init, /etc/init or /bin/init; "
+        "name one with init= in --append, or give a COMMAND\n");
+    return 127;
+}
+
 /* Run the command in a session of its own with the console as controlling terminal, so that Ctrl-C
  * interrupts it; reap orphans meanwhile. Returns its exit code, as a shell would tell it. */
 static int run_command(void)
@@ -292,6 +320,7 @@ static int run_command(void)
  * kernel keeps ports from user space (lockdown), the power-off that follows ends it, with 0. */
 static void leave(int code)
 {
+    unmount_all();
     SYS(sync);
     SYS(ioctl, STDERR, TCSBRK, 1); /* tcdrain(): the console's last bytes are still in the kernel */
     if (SYS(ioperm, PORT_EXIT_CODE, 1, 1) == 0)
@@ -311,5 +340,9 @@ void init(long *stack)
     set_up_network();
     set_environment(envp);
     find_command();
+    if (mount_all() < 0)
+        leave(FAILURE);
+    if (enter_root() && !command[0])
+        leave(execute_init());
     leave(command[0] ? run_command() : 0);
 }

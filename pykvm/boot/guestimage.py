@@ -14,8 +14,11 @@ from pykvm.lean import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
+    from typing import Final
 
     from pykvm.virtio.config.net import NetConfig
+
+FSTAB: Final = "pykvm/fstab"
 
 
 def default_initrd(
@@ -24,10 +27,11 @@ def default_initrd(
     add: Iterable[str] = (),
     modules: Iterable[str] = (),
     nets: Sequence[NetConfig] = (),
+    fstab: str = "",
 ) -> bytes:
     """The archive for `kernel`, a path: `command` is what init runs, each of `add` what ``--add``
     names, `modules` the kernel modules to load first, with their dependencies, `nets` the cards
-    whose addresses init sets.
+    whose addresses init sets, `fstab` what it mounts then.
 
     A kernel without a module tree gets none. Raises `BootError`.
     """
@@ -39,6 +43,8 @@ def default_initrd(
         from pykvm.boot.guestnetwork import FILE, settings
 
         files[FILE] = settings(nets)
+    if fstab:
+        files[FSTAB] = fstab.encode()
     with open(path("init"), "rb") as init:
         return build(init.read(), files, argv=command)
 

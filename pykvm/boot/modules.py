@@ -25,7 +25,17 @@ TRANSPORTS: Final = {"pci": "virtio_pci", "mmio": "virtio_mmio"}
 KINDS: Final = {
     "disk": ("virtio_blk", "crc32c_generic", "ext4"),  # ext4 asks for crc32c by its function
     "net": ("virtio_net",),
+    "fs": ("fuse", "virtiofs"),
     "rng": ("virtio_rng",),
+}
+
+# What file systems need beside the module of their name, and do not say that they depend on.
+FILE_SYSTEMS: Final = {
+    "ext4": ("crc32c_generic", "ext4"),
+    "btrfs": ("crc32c_generic", "btrfs"),
+    "f2fs": ("crc32_generic", "f2fs"),
+    "iso9660": ("isofs",),
+    "vfat": ("nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8", "vfat"),
 }
 
 SUFFIXES: Final = ("", ".xz", ".gz", ".zst")  # how modules are compressed, if they are

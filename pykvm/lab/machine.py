@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from pykvm.errors import ConfigError, HostError
+from pykvm.virtiofsd import PACKAGES, Virtiofsd
+from pykvm.virtiofsd import find as find_virtiofsd
 
 if TYPE_CHECKING:
-    import socket
     import subprocess
     from collections.abc import Sequence
 
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 
 KERNEL: Final = "6.12-cloud"  # has virtio-pci, virtiofs and virtio-console built in
 QEMU: Final = "qemu-system-x86_64"
-VIRTIOFSD: Final = (  # where distributions put it, which is seldom in PATH
-    "virtiofsd",
-    "/usr/libexec/virtiofsd",
-    "/usr/lib/virtiofsd",
-    "/usr/lib/qemu/virtiofsd",
-)
 CPUS_MAX: Final = 32
 CPUS_DEFAULT: Final = 4  # or as many as the host has: each is a thread of QEMU
 MEMORY_MIN_MIB: Final = 512
@@ -88,8 +83,7 @@ class Plan:
 
     spec: Spec
     qemu: str
-    virtiofsd: str
-    virtiofsd_in_rust: bool  # the newer one; the older came with QEMU up to 7.2
+    virtiofsd: Virtiofsd
     kernel: str
     initrd: str
 
@@ -114,20 +108,8 @@ class Plan:
     def loads(cls, text: str) -> Plan:
         """Return what `dumps` was given."""
         fields = json.loads(text)
-        return cls(**fields | {"spec": Spec(**fields["spec"])})
-
-    def virtiofsd_command(
-        self, listen_fd: int, cache: str, as_root: bool, files_max: int
-    ) -> list[str]:
-        """Return the command that serves the host's / to the one who connects to `listen_fd`."""
-        # A sandbox without namespaces: a container may have none to give.
-        command = [self.virtiofsd, f"--fd={listen_fd}", f"--rlimit-nofile={files_max}"]
-        if self.virtiofsd_in_rust:
-            options = ["--shared-dir=/", f"--cache={cache}", "--log-level=error"]
-            options += ["--sandbox=chroot" if as_root else "--sandbox=none"]
-            options += ["--no-announce-submounts"]  # an overlay would show mount points empty
-            return [*command, *options]
-        return [*command, "-f", "-o", f"source=/,cache={cache},sandbox=chroot,log_level=err"]
+        spec, virtiofsd = Spec(**fields["spec"]), Virtiofsd(*fields["virtiofsd"])
+        return cls(**fields | {"spec": spec, "virtiofsd": virtiofsd})
 
     def qemu_command(self, port_fd: int, share_fds: Sequence[int]) -> list[str]:
         """Return the command of the emulated machine; its console is QEMU's stdout."""
@@ -152,25 +134,18 @@ class Plan:
         ]
 
 
-def find_programs() -> tuple[str, str, bool]:
-    """Return the paths of QEMU and virtiofsd, and whether the latter is the one written in Rust."""
+def find_programs() -> tuple[str, Virtiofsd]:
+    """Return the path of QEMU, and virtiofsd."""
     import shutil
-    import subprocess
 
-    qemu = shutil.which(QEMU)
-    virtiofsd = next(filter(None, map(shutil.which, VIRTIOFSD)), None)
+    qemu, virtiofsd = shutil.which(QEMU), find_virtiofsd()
     if qemu is None or virtiofsd is None:
         missing = [name for name, path in ((QEMU, qemu), ("virtiofsd", virtiofsd)) if path is None]
         raise HostError(
             f"no {' and no '.join(missing)} on this host: the lab needs the packages "
-            "qemu-system-x86 and virtiofsd (Debian 12 has virtiofsd in qemu-system-common)"
+            f"qemu-system-x86 and {PACKAGES}"
         )
-    usage = subprocess.run([virtiofsd, "--help"], capture_output=True, check=False).stdout
-    in_rust = b"--shared-dir" in usage
-    if os.geteuid() != 0 and not in_rust:
-        # Not in a user namespace either: it opens with O_NOATIME, which only a file's owner may.
-        raise HostError(f"{virtiofsd} works for root only: use sudo, or install a newer virtiofsd")
-    return qemu, virtiofsd, in_rust
+    return qemu, virtiofsd
 
 
 class Machine:
@@ -178,8 +153,9 @@ class Machine:
 
     def __init__(self, plan: Plan) -> None:
         """Start it. It ends with the calling thread, however that ends."""
-        from resource import RLIMIT_NOFILE, getrlimit
         from socket import socketpair
+
+        from pykvm.virtio.backend import unnamed_sockets
 
         self._processes: list[subprocess.Popen[bytes]] = []
         self.port, port = socketpair()  # the agent's frames
@@ -190,9 +166,9 @@ class Machine:
             stack.callback(os.close, console)
             share_fds = []
             for cache in SHARES.values():
-                listener, connected = map(stack.enter_context, _virtiofs_sockets())
-                root, files_max = os.geteuid() == 0, getrlimit(RLIMIT_NOFILE)[1]
-                command = plan.virtiofsd_command(listener.fileno(), cache, root, files_max)
+                listener, connected = map(stack.enter_context, unnamed_sockets())
+                # An overlay over it would show announced mount points empty.
+                command = plan.virtiofsd.command(listener.fileno(), "/", cache, submounts=False)
                 self._start(command, console, [listener.fileno()])
                 share_fds.append(connected.fileno())
             command = plan.qemu_command(port.fileno(), share_fds)
@@ -225,16 +201,3 @@ class Machine:
                 pass_fds=fds,
             )
         )
-
-
-def _virtiofs_sockets() -> tuple[socket.socket, socket.socket]:
-    """Return a listening socket and one connected to it. Neither has a name when this returns."""
-    import socket
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="pykvm-") as directory:
-        listener, connected = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
-        listener.bind(f"{directory}/virtiofs")
-        listener.listen(1)
-        connected.connect(f"{directory}/virtiofs")
-    return listener, connected

@@ -88,7 +88,8 @@ def devices_of(machine: Machine) -> Iterator[tuple[str, Device]]:
 
 
 def capture(machine: Machine) -> Parts:
-    """All but the memory of a machine at rest."""
+    """All but the memory of a machine at rest. Raises `ConfigError` when a part is not ours."""
+    _refuse_back_ends(machine)
     parts = {name: device.state() for name, device in devices_of(machine)}
     form = _format(machine)
     for vcpu in machine.vcpus:
@@ -105,6 +106,17 @@ def capture(machine: Machine) -> Parts:
     parts["vm/pit"] = bytes(ffi.buffer(pit))
     parts["vm/time"] = TIME.pack(machine.vm.get_clock().clock, time.time_ns(), _tsc_khz(machine))
     return parts
+
+
+def _refuse_back_ends(machine: Machine) -> None:
+    """A vhost-user back end knows things of its own of the guest, and maps the machine's first
+    memory: it cannot follow a copy."""
+    config = machine.config
+    if config.shares or any(disk.is_vhost for disk in config.disks):
+        raise ConfigError(
+            "snapshot: --fs, and --disk with format= or vhost-user=, are served by other programs, "
+            "which are not saved; use a raw disk"
+        )
 
 
 def _format(machine: Machine) -> VcpuFormat:

@@ -40,6 +40,10 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
 
         for number, net in enumerate(machine.config.nets):
             yield Net(machine.memory, net, number)
+    for share in machine.config.shares:
+        from pykvm.virtio.fs import Fs
+
+        yield Fs(machine.memory, share)
     if machine.config.rng:
         yield Rng(machine.memory)
 

@@ -8,6 +8,7 @@ shown, and is the reason when it fails. Read `vhostuser` for what is said over t
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -45,19 +46,18 @@ class Backend:
 
 
 class Program(Backend):
-    """A program, started with the command that `command` makes of its listening socket."""
+    """The program `name`, started with the command that `command` makes of its listening socket."""
 
-    def __init__(self, command: Callable[[int], list[str]]) -> None:
+    def __init__(self, name: str, command: Callable[[int], list[str]]) -> None:
+        self.name = name
         listener, self.socket = unnamed_sockets()
         self.log_fd, log = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(log, True)
         self._last = ""
         with listener:
-            words = command(listener.fileno())
-            self.name = os.path.basename(words[0])
             self._process = subprocess.Popen(
                 # prctl(PR_SET_PDEATHSIG) by a program: no Python between fork and exec
-                ["setpriv", "--pdeathsig=KILL", "--", *words],
+                ["setpriv", "--pdeathsig=KILL", "--", *command(listener.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -96,6 +96,7 @@ class Program(Backend):
 
     def close(self) -> None:
         self.socket.close()
+        self.tell()
         if self._process.poll() is None:
             self._process.terminate()  # qemu-storage-daemon then closes its images in order
             try:
@@ -103,7 +104,8 @@ class Program(Backend):
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self.tell()
+        if self._process.returncode not in (0, -signal.SIGTERM):
+            self.tell()  # else it is no news: virtiofsd complains whenever it is left
         self._close_log()
 
     def _close_log(self) -> None:

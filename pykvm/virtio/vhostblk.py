@@ -66,7 +66,7 @@ class VhostBlk(VhostDevice):
             super().__init__(
                 memory,
                 f"--disk: {config.path}",
-                lambda: Program(lambda fd: _command(daemon, config, fd)),
+                lambda: Program(DAEMON, lambda fd: _command(daemon, config, fd)),
             )
         except BaseException:
             os.close(self._file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.virtio.config.limits import WORDS, Limits, take_limits
-from pykvm.virtio.config.words import number, split
+from pykvm.virtio.config.words import check_mount, number, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 USAGE: Final = (
     "--disk FILE[,format=NAME][,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]"
+    "[,mount=PATH[,partition=N][,fstype=NAME]]"
 )
 
 SERIAL_MAX: Final = 20  # bytes: virtio 1.2 §5.2.6 Device Operation, VIRTIO_BLK_T_GET_ID
@@ -45,6 +46,9 @@ class DiskConfig(Record):
     limits: Limits = Limits()
     format: str = ""  # one of FORMATS; "" is raw, unless the file looks like another
     vhost_user: str = ""  # a socket where a vhost-user-blk back end listens, in place of `path`
+    mount: str = ""  # where pykvm's own init mounts it; "": nowhere; /: it is the root
+    partition: int = 0  # which partition of it; 0: it has none
+    fstype: str = ""  # of what is mounted; "": found out
 
     @property
     def is_vhost(self) -> bool:
@@ -67,6 +71,11 @@ class DiskConfig(Record):
             raise ConfigError(
                 f"--disk: format={self.format!r} is unknown; write one of {', '.join(FORMATS)}"
             )
+        check_mount("--disk", self.mount)
+        if (self.partition or self.fstype) and not self.mount:
+            raise ConfigError("--disk: partition= and fstype= say what to mount; add mount=PATH")
+        if not set(self.fstype) <= set("abcdefghijklmnopqrstuvwxyz0123456789_"):
+            raise ConfigError(f"--disk: fstype={self.fstype!r} is no file system; try fstype=ext4")
         if self.serial and self.is_vhost:
             raise ConfigError(
                 "--disk: serial= is for disks that pykvm serves itself; leave it or format= out"
@@ -79,19 +88,20 @@ class DiskConfig(Record):
             )
 
 
-def parse_disk(text: str) -> DiskConfig:
+def parse_disk(text: str, option: str = "--disk") -> DiskConfig:
     """What ``--disk`` is given, see `USAGE`; a comma in FILE is written twice, as in QEMU.
 
-    Raises `ConfigError` naming `--disk`.
+    Raises `ConfigError` naming `option`, or `--disk` for a value that cannot be.
     """
+    usage = USAGE.replace("--disk", option)
     values: dict[str, Callable[[str], Any]] = {
-        **{"format": str, "serial": str, "cache": str},
-        "queues": number,
+        **{"format": str, "serial": str, "cache": str, "mount": str, "fstype": str},
+        **{"queues": number, "partition": number},
     }
-    path, options = split(text, USAGE, flags=("ro",), values=values | WORDS)
+    path, options = split(text, usage, flags=("ro",), values=values | WORDS)
     if path.startswith(STRANGER):
         path, options["vhost_user"] = "", path.removeprefix(STRANGER)
     if not path and not options.get("vhost_user"):
-        raise ConfigError(f"--disk: FILE is missing; write {USAGE}")
+        raise ConfigError(f"{option}: FILE is missing; write {usage}")
     limits = take_limits(options)
     return DiskConfig(path, options.pop("ro", False), limits=limits, **options)

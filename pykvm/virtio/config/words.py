@@ -48,3 +48,9 @@ def number(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError(text)
     return int(text)
+
+
+def check_mount(option: str, path: str) -> None:
+    """Raise `ConfigError` naming `option` for a place in the guest that is none."""
+    if path and (not path.startswith("/") or "\0" in path or "\n" in path):
+        raise ConfigError(f"{option}: mount={path!r} is no path from /; try mount=/mnt/data")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,8 +9,11 @@ import pytest
 from pykvm.errors import ConfigError, HostError
 from pykvm.lab import machine
 from pykvm.lab.machine import Plan, Spec, find_programs
+from pykvm.virtiofsd import Virtiofsd
 
-PLAN = Plan(Spec(3, 1024), "/bin/qemu", "/bin/virtiofsd", False, "/k/vmlinux", "/k/initrd")
+PLAN = Plan(
+    Spec(3, 1024), "/bin/qemu", Virtiofsd("/bin/virtiofsd", False), "/k/vmlinux", "/k/initrd"
+)
 
 
 @pytest.mark.parametrize("cpus", [-1, 0, machine.CPUS_MAX + 1])
@@ -47,29 +49,7 @@ def test_port_is_the_first_virtio_device() -> None:
     assert devices[0].startswith("virtio-serial-pci")
 
 
-def test_older_virtiofsd_gets_its_options() -> None:
-    command = PLAN.virtiofsd_command(5, "always", True, 1000)
-    assert command[:2] == ["/bin/virtiofsd", "--fd=5"]
-    assert "source=/,cache=always,sandbox=chroot,log_level=err" in command
-
-
-@pytest.mark.parametrize(("as_root", "sandbox"), [(True, "chroot"), (False, "none")])
-def test_newer_virtiofsd_gets_its_options(as_root: bool, sandbox: str) -> None:
-    plan = replace(PLAN, virtiofsd_in_rust=True)
-    command = plan.virtiofsd_command(5, "auto", as_root, 1000)
-    assert {"--shared-dir=/", "--cache=auto", f"--sandbox={sandbox}"} <= set(command)
-
-
 def test_missing_programs_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(HostError, match=r"no qemu-system-x86_64 and no virtiofsd.*packages"):
-        find_programs()
-
-
-def test_older_virtiofsd_is_refused_to_those_it_does_not_work_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: "/bin/true")  # prints no --shared-dir
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-    with pytest.raises(HostError, match="root only"):
         find_programs()

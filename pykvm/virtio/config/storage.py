@@ -1,0 +1,126 @@
+"""``--disk``, ``--fs`` and ``--root`` together: the machine's storage, and what its guest mounts.
+
+Reached from `cli_boot`. A disk or share with ``mount=PATH`` is mounted there by pykvm's own init, a
+share without at /mnt/TAG, and one of them at / is the root. What init is told has the form of
+fstab(5); the other end is guests/init/mounts.c.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING, Record
+from pykvm.virtio.config.disk import DiskConfig, parse_disk
+from pykvm.virtio.config.share import ShareConfig, parse_share
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Final
+
+ROOT: Final = "/"
+
+# File systems by (offset, magic), as their superblocks have it. The names are Linux's.
+MAGICS: Final = {
+    "ext4": (0x438, b"\x53\xef"),
+    "xfs": (0, b"XFSB"),
+    "btrfs": (0x10040, b"_BHRfS_M"),
+    "squashfs": (0, b"hsqs"),
+    "erofs": (0x400, b"\xe2\xe1\xf5\xe0"),
+    "f2fs": (0x400, b"\x10\x20\xf5\xf2"),
+    "iso9660": (0x8001, b"CD001"),
+    "vfat": (82, b"FAT32   "),
+    "ntfs3": (3, b"NTFS    "),
+}
+AUTO: Final = "auto"  # init tries what the kernel has
+
+
+class Storage(Record):
+    """Disks and shares, in the order the guest finds them."""
+
+    disks: tuple[DiskConfig, ...] = ()
+    shares: tuple[ShareConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        tags = [share.tag for share in self.shares]
+        if len(set(tags)) < len(tags):
+            raise ConfigError("--fs: two folders have one tag; give each its own")
+        targets = [path for path in self._mounts if path]
+        if len(set(map(os.path.normpath, targets))) < len(targets):
+            raise ConfigError("--root, mount=: two are to be mounted at one place; choose another")
+
+    @property
+    def asks_for_mounts(self) -> bool:
+        """Whether a ``--root`` or ``mount=`` needs pykvm's own init."""
+        return any(self._mounts)
+
+    @property
+    def _mounts(self) -> list[str]:
+        return [disk.mount for disk in self.disks] + [share.mount for share in self.shares]
+
+    def fstab(self) -> str:
+        """What init mounts, the root first: source, target, type, options."""
+        lines = []
+        for number, disk in enumerate(self.disks):
+            if disk.mount:
+                device = f"/dev/vd{chr(ord('a') + number)}{disk.partition or ''}"
+                lines.append((disk.mount, device, file_system(disk), disk.read_only))
+        lines += [(share.target, share.tag, "virtiofs", share.read_only) for share in self.shares]
+        lines.sort(key=lambda line: line[0].count("/") if line[0] != ROOT else 0)
+        return "".join(
+            f"{_escape(source)} {_escape(target)} {kind} {'ro' if read_only else 'rw'}\n"
+            for target, source, kind, read_only in lines
+        )
+
+    def file_systems(self) -> list[str]:
+        """The types of file systems that the guest is to mount from disks, as far as is known."""
+        return [name for disk in self.disks if disk.mount and (name := file_system(disk)) != AUTO]
+
+
+def parse_storage(disks: Iterable[str], shares: Iterable[str], root: str | None) -> Storage:
+    """What the three options are given. Raises `ConfigError` naming one.
+
+    ``--root`` is the tag of a share, a folder (a share of its own), or what ``--disk`` takes; that
+    disk is the first.
+    """
+    storage = Storage(tuple(map(parse_disk, disks)), tuple(map(parse_share, shares)))
+    if root is None:
+        return storage
+    tags = [share.tag for share in storage.shares]
+    if root in tags:
+        shared = [
+            share._replace(mount=ROOT) if share.tag == root else share for share in storage.shares
+        ]
+        return Storage(storage.disks, tuple(shared))
+    folder, *options = root.split(",")
+    if os.path.isdir(folder):
+        share = parse_share(",".join((folder, "tag=root", f"mount={ROOT}", *options)))
+        return Storage(storage.disks, (share, *storage.shares))
+    disk = parse_disk(f"{root},mount={ROOT}", "--root")
+    if disk.path and not os.path.exists(disk.path):
+        raise ConfigError(
+            f"--root: {disk.path} is neither a file or folder here nor the tag of a --fs"
+        )
+    return Storage((disk, *storage.disks), storage.shares)
+
+
+def file_system(disk: DiskConfig) -> str:
+    """The type of the file system on a disk: as the user says, or as a raw disk shows, or AUTO."""
+    if disk.fstype:
+        return disk.fstype
+    if disk.is_vhost or disk.partition:
+        return AUTO
+    try:
+        with open(disk.path, "rb") as file:
+            for name, (offset, magic) in MAGICS.items():
+                file.seek(offset)
+                if file.read(len(magic)) == magic:
+                    return name
+    except OSError:
+        pass  # opening it as a disk says why
+    return AUTO
+
+
+def _escape(text: str) -> str:
+    """Blanks and backslashes as fstab(5) has them, in octal."""
+    return "".join(f"\\{ord(c):03o}" if c in " \t\\" else c for c in text)
