@@ -21,6 +21,7 @@ from measure import Bar, Samples, compiled, interleaved, main, options, quiet, t
 
 from pykvm import Device, Machine, MachineConfig
 from pykvm.boot.entry import CpuMode
+from pykvm.debug.trace import Tracer
 
 COUNT = 200  # accesses a lap: a millisecond or two, so that most laps are not interrupted
 LAPS = 125  # as in floor.c
@@ -63,14 +64,14 @@ class Cell(Device):
         self.value = value
 
 
-def pykvm_us(guest: bytes) -> tuple[float]:
+def pykvm_us(guest: bytes, tracer: Tracer | None = None) -> tuple[float]:
     """Microseconds an exit, in a machine with a `Cell` at `PORT` and at `GPA`."""
     with Machine(MachineConfig(kernel=guest, mode=CpuMode.PROTECTED, memory=MEMORY)) as machine:
         mark = Mark(machine)
         machine.pio(MARK)(mark)
         machine.pio(PORT)(Cell)
         machine.mmio(GPA, 0x1000)(Cell)
-        machine.run()
+        machine.run(tracer=tracer)
     return (median(b - a for a, b in pairwise(mark.times)) / COUNT * 1e6,)
 
 

@@ -109,6 +109,99 @@ void pk_serial_reset(struct pk_serial *serial);
 void pk_serial_save(struct pk_serial *serial, uint8_t *buf);
 void pk_serial_load(struct pk_serial *serial, const uint8_t *buf);
 
+/* ── trace.c: what happened, in rings, until it is taken ────────────────────────────────────── */
+
+enum pk_trace_kind {
+    PK_TRACE_EXIT = 1,   /* KVM_RUN returned: with `reason`, and for accesses addr, size, data */
+    PK_TRACE_KICK,       /* pk_vcpu_kick() made it return */
+    PK_TRACE_SAMPLE,     /* the trace's own timer did (struct pk_trace_config, hz) */
+    PK_TRACE_LINE,       /* addr = GSI, data = level: an interrupt line, by KVM_IRQ_LINE */
+    PK_TRACE_INTERRUPT,  /* addr = the device's GSI, data = cause: an eventfd of interrupt.c's */
+    PK_TRACE_QUEUE_KICK, /* addr = the device's GSI, data = queue: an ioeventfd */
+    PK_TRACE_QUEUE_USED  /* the same; count = chains given back */
+};
+
+struct pk_trace_record {
+    uint64_t time;       /* ns of CLOCK_MONOTONIC: KVM_RUN's return, or when it happened */
+    uint64_t guest_ns;   /* in KVM_RUN before that: the guest, and KVM itself */
+    uint64_t handler_ns; /* from then to the next KVM_RUN */
+    uint64_t addr;       /* port, gpa, GSI */
+    uint64_t data;       /* the first element, written or answered */
+    uint64_t rip;        /* as KVM gives it: some exits are told after the instruction */
+    uint32_t count;      /* elements of string I/O */
+    uint16_t source;     /* vCPU */
+    uint8_t kind;        /* enum pk_trace_kind */
+    uint8_t reason;      /* KVM_EXIT_* */
+    uint8_t size;        /* bytes of one element; 0: no access */
+    uint8_t is_write;
+    uint8_t in_c; /* Python never knew */
+};
+
+struct pk_trace_config {
+    uint32_t num;    /* records the ring holds, a power of two; 0: no ring */
+    uint32_t hz;     /* samples a second of a vCPU that is in the guest; 0: none */
+    uint32_t stats;  /* count exits, too: pk_trace_stats() */
+    uint16_t source; /* vCPU */
+    int event_fd;    /* written when the ring is half full; or -1 */
+};
+
+struct pk_trace;
+uint64_t pk_trace_now(void); /* ns of CLOCK_MONOTONIC */
+int pk_trace_create(const struct pk_trace_config *config, struct pk_trace **ret);
+void pk_trace_destroy(struct pk_trace *trace);
+/* Collect the events of a machine that are no exits (PK_TRACE_LINE and later); vm_fd < 0: stop. */
+void pk_trace_watch(struct pk_trace *trace, int vm_fd);
+/* The vCPU's thread has ended: record its last exit, stop sampling. */
+void pk_trace_finish(struct pk_trace *trace);
+/* Take up to `num` records, oldest first; returns how many. One thread at a time. */
+int pk_trace_take(struct pk_trace *trace, struct pk_trace_record *ret, uint32_t num);
+uint64_t pk_trace_lost(const struct pk_trace *trace); /* found the ring full */
+
+/* ── trace_stats.c: exits counted, by reason and address ────────────────────────────────────── */
+
+#define PK_STATS_MAX     512 /* kinds of exits told apart */
+#define PK_STATS_BUCKETS 272 /* 8 each power of two, up to 2^36 ns: a minute */
+
+struct pk_exit_stats {
+    uint64_t addr;
+    uint32_t kind, reason, is_write; /* as in pk_trace_record; kind 0: all that found no room */
+    uint64_t count, in_c;
+    uint64_t handler_ns, guest_ns, max_ns; /* sums, and the longest in the handler */
+    uint32_t histogram[PK_STATS_BUCKETS];  /* of handler_ns */
+};
+/* Row `index`, 0 to PK_STATS_MAX: 1 and a copy, 0 when nothing is there. Any thread. */
+int pk_trace_stats(const struct pk_trace *trace, uint32_t index, struct pk_exit_stats *ret);
+uint32_t pk_stats_bucket(uint64_t ns);
+uint64_t pk_stats_bucket_start(uint32_t bucket); /* the lowest figure in it, ns */
+
+/* ── trace_text.c: records as text ──────────────────────────────────────────────────────────── */
+
+#define PK_GSI            2   /* beside PK_PIO and PK_MMIO: a space that has names */
+#define PK_TRACE_TEXT_MAX 512 /* bytes of one record, at most */
+
+/* Tracks: thread ids of a trace event, each shown as a line of its own. */
+#define PK_TRACK_VCPUS      1     /* + vCPU */
+#define PK_TRACK_INTERRUPTS 10000 /* what we inject */
+#define PK_TRACK_QUEUES     10100 /* + GSI: a virtio device's queues */
+
+struct pk_trace_name {
+    uint64_t base, len;
+    uint32_t space;
+    char name[36]; /* with a space in front; nothing that JSON or CSV would have to quote */
+};
+
+struct pk_trace_text {
+    uint64_t origin; /* ns: where the file's time begins */
+    const struct pk_trace_name *names;
+    uint32_t num_names;
+    uint32_t pid;
+    uint32_t csv; /* a line each; else a JSON event each, a comma in front */
+};
+/* Write as many of `num` records as fit in `size` bytes; returns the bytes. */
+int pk_trace_format(const struct pk_trace_text *text, const struct pk_trace_record *records,
+                    uint32_t num, char *ret, uint32_t size);
+const char *pk_trace_reason(uint32_t reason); /* KVM_EXIT_*, without the prefix */
+
 /* ── vcpu.c: KVM_RUN ────────────────────────────────────────────────────────────────────────── */
 
 enum pk_exit_kind {
@@ -147,6 +240,7 @@ struct pk_vcpu {
     uint32_t done;    /* elements served */
     uint64_t exits;   /* returns of KVM_RUN, those served in C included */
     struct pk_exit exit;
+    struct pk_trace *trace; /* or NULL; changed only while the vCPU does not run */
 };
 
 int pk_vcpu_create(int kvm_fd, int vm_fd, uint32_t id, struct pk_bus *bus, struct pk_vcpu *ret);
@@ -228,6 +322,9 @@ int pk_interrupt_serve(struct pk_interrupt *irq, struct pk_bus *bus, uint64_t gp
 void pk_interrupt_set_fd(struct pk_interrupt *irq, uint32_t cause, int fd);
 /* Raise the line for causes without an eventfd, or leave it alone. */
 void pk_interrupt_use_line(struct pk_interrupt *irq, int on);
+/* Tell a trace, if there is one, of the device's queue: PK_TRACE_QUEUE_KICK or _USED. */
+void pk_interrupt_trace(const struct pk_interrupt *irq, uint32_t kind, uint32_t queue,
+                        uint32_t count);
 void pk_interrupt_raise(struct pk_interrupt *irq, uint32_t cause);
 uint32_t pk_interrupt_pending(struct pk_interrupt *irq); /* enum pk_isr, several */
 /* Clear bits; the line falls with the last. Returns what was pending. */

@@ -21,4 +21,7 @@ typedef int pk_access_fn(void *device, uint64_t offset, uint32_t size, int is_wr
 int pk_bus_add(struct pk_bus *bus, int space, uint64_t base, uint64_t len, pk_access_fn *access,
                void *device);
 
+/* Sent to a thread, it makes KVM_RUN return there; its handler does nothing. */
+int pk_kick_signal(void);
+
 #endif

@@ -8,7 +8,7 @@
  * Any thread may call. Lock order: irq->lock is a leaf; the irqchip is called with it held, so that
  * two threads cannot leave the line in the wrong state.
  */
-#include "core.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -85,6 +85,12 @@ void pk_interrupt_use_line(struct pk_interrupt *irq, int on)
     pthread_mutex_unlock(&irq->lock);
 }
 
+void pk_interrupt_trace(const struct pk_interrupt *irq, uint32_t kind, uint32_t queue,
+                        uint32_t count)
+{
+    pk_trace_event(irq->vm_fd, kind, irq->gsi, queue, count);
+}
+
 void pk_interrupt_raise(struct pk_interrupt *irq, uint32_t cause)
 {
     int fd = __atomic_load_n(&irq->fds[cause], __ATOMIC_RELAXED);
@@ -96,6 +102,7 @@ void pk_interrupt_raise(struct pk_interrupt *irq, uint32_t cause)
         pthread_mutex_unlock(&irq->lock);
         return;
     }
+    pk_trace_event(irq->vm_fd, PK_TRACE_INTERRUPT, irq->gsi, cause, 1);
     /* Release: a driver that reads the bit in pending() sees the used ring behind it. */
     __atomic_fetch_or(&irq->isr, bit, __ATOMIC_RELEASE);
     uint64_t one = 1;

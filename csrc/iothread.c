@@ -71,6 +71,7 @@ static void *run(void *argument)
             if (!fds[KICKS + i].revents)
                 continue;
             clear_event(io->queues[i].kick_fd);
+            pk_interrupt_trace(io->irq, PK_TRACE_QUEUE_KICK, io->first + i, 1);
             io->serve(io->device, i);
         }
     }
@@ -117,7 +118,11 @@ int pk_iothread_stopping(const struct pk_iothread *io)
 
 void pk_iothread_notify(struct pk_iothread *io, uint32_t queue)
 {
-    if (pk_virtq_wants_interrupt(&io->queues[queue].virtq))
+    struct pk_virtq *virtq = &io->queues[queue].virtq;
+    uint32_t count = (uint16_t)(virtq->used_idx - virtq->signalled_idx);
+    if (count > 0)
+        pk_interrupt_trace(io->irq, PK_TRACE_QUEUE_USED, io->first + queue, count);
+    if (pk_virtq_wants_interrupt(virtq))
         pk_interrupt_raise(io->irq, 1 + io->first + queue);
 }
 

@@ -4,7 +4,7 @@
  * the caller, one element of a string instruction at a time. A vCPU belongs to one thread; only
  * pk_vcpu_kick() may be called from another.
  */
-#include "core.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -20,7 +20,7 @@ static void on_kick(int signo)
     (void)signo;
 }
 
-static int kick_signal(void)
+int pk_kick_signal(void)
 {
     return SIGRTMIN;
 }
@@ -29,7 +29,7 @@ int pk_vcpu_create(int kvm_fd, int vm_fd, uint32_t id, struct pk_bus *bus, struc
 {
     struct sigaction action = {.sa_handler = on_kick}; /* no SA_RESTART: KVM_RUN must return */
     sigemptyset(&action.sa_mask);
-    if (sigaction(kick_signal(), &action, NULL) < 0)
+    if (sigaction(pk_kick_signal(), &action, NULL) < 0)
         return -errno;
     int size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
     if (size < 0)
@@ -197,8 +197,11 @@ int pk_vcpu_run(struct pk_vcpu *vcpu)
         return 0;
     /* Release: a kicker that reads tid sees a thread that will notice immediate_exit. */
     __atomic_store_n(&vcpu->tid, (int)syscall(SYS_gettid), __ATOMIC_RELEASE);
+    struct pk_trace *trace = vcpu->trace;
     int result = 0;
-    for (;;) {
+    for (int again = 0;; again = 1) {
+        if (trace != NULL)
+            pk_trace_enter(trace, run, again);
         if (ioctl(vcpu->fd, KVM_RUN, 0) < 0) {
             if (errno == EAGAIN) /* an application processor was woken; it is not running yet */
                 continue;
@@ -208,10 +211,17 @@ int pk_vcpu_run(struct pk_vcpu *vcpu)
             }
             /* Also any other signal of this process: the caller looks and runs again. */
             /* Acquire: what a kicker that comes just now wants is seen after this kick. */
-            __atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_ACQUIRE);
+            int kicked = __atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_ACQUIRE);
+            if (trace != NULL) {
+                pk_trace_exit(trace, run, kicked ? PK_TRACE_KICK : PK_TRACE_SAMPLE);
+                if (!kicked) /* the trace's timer, who wants nothing more */
+                    continue;
+            }
             vcpu->exit.kind = PK_EXIT_KICK;
             break;
         }
+        if (trace != NULL)
+            pk_trace_exit(trace, run, PK_TRACE_EXIT);
         __atomic_store_n(&vcpu->exits, vcpu->exits + 1, __ATOMIC_RELAXED);
         vcpu->exit.last_rip = vcpu->exit.rip;
         vcpu->exit.rip = run->s.regs.regs.rip;
@@ -232,7 +242,7 @@ int pk_vcpu_kick(struct pk_vcpu *vcpu)
     int tid = __atomic_load_n(&vcpu->tid, __ATOMIC_ACQUIRE);
     if (tid == 0)
         return 0;
-    if (syscall(SYS_tgkill, getpid(), tid, kick_signal()) < 0 && errno != ESRCH)
+    if (syscall(SYS_tgkill, getpid(), tid, pk_kick_signal()) < 0 && errno != ESRCH)
         return -errno;
     return 0;
 }

@@ -2,7 +2,7 @@
  *
  * Lock order: none; every call here is one system call.
  */
-#include "core.h"
+#include "trace.h"
 
 #include <cpuid.h>
 #include <errno.h>
@@ -60,6 +60,7 @@ int pk_vm_map(int vm_fd, const struct pk_mem *mem, uint32_t flags)
 int pk_vm_irq_line(int vm_fd, uint32_t gsi, int level)
 {
     struct kvm_irq_level line = {.irq = gsi, .level = level != 0};
+    pk_trace_event(vm_fd, PK_TRACE_LINE, gsi, line.level, 1);
     return pk_ioctl(vm_fd, KVM_IRQ_LINE, &line);
 }
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pykvm.config import MachineConfig as MachineConfig
+    from pykvm.debug.trace import Tracer as Tracer
     from pykvm.devices.base import Device as Device
     from pykvm.errors import BootError as BootError
     from pykvm.errors import ConfigError as ConfigError
@@ -32,6 +33,7 @@ _HOMES = {
     "Outcome": "outcome",
     "Reason": "outcome",
     "Device": "devices.base",
+    "Tracer": "debug.trace",
     "PykvmError": "errors",
     "ConfigError": "errors",
     "BootError": "errors",

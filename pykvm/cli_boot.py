@@ -22,6 +22,7 @@ from pykvm.options import Option, describe, parse
 if TYPE_CHECKING:
     from typing import Any
 
+    from pykvm.debug.follow import Follower
     from pykvm.machine import Machine
     from pykvm.outcome import Outcome
     from pykvm.virtio.config.storage import Storage
@@ -124,6 +125,20 @@ OPTIONS = (
         repeated=True,
         words=2,
     ),
+    Option(
+        "--trace",
+        "FILE",
+        "every exit, interrupt, kick and console line with its time: .json for ui.perfetto.dev, "
+        "or .csv; 'pykvm explain' reads it",
+    ),
+    Option(
+        "--trace-hz",
+        "N",
+        "how often a vCPU that stays in the guest is looked at, in a trace (default: 100)",
+        "100",
+    ),
+    Option("--stats", "[=live]", "at the end, or while it runs, a table of exits and their cost"),
+    Option("--plot", "FILE.svg", "a picture of the boot: its timeline, the guest's memory"),
     Option("--timeout", "S", "end the guest after S seconds, with code 124"),
     Option(
         "--lab",
@@ -157,6 +172,10 @@ def main(words: list[str], command: list[str]) -> int:
 def run(args: Any) -> int:
     """Carry out ``pykvm boot``; returns the exit code."""
     timeout = number(args.timeout, "--timeout", float)
+    if _is_followed(args):
+        from pykvm.debug.follow import check
+
+        check(args)
     kernel, command = args.kernel or args.image, args.command
     if args.kernel and args.image:
         raise ConfigError("--kernel: KERNEL is given twice; a guest's command comes after --")
@@ -196,10 +215,21 @@ def boot(config: MachineConfig, args: Any, timeout: float | None) -> int:
     """Boot on the terminal; returns the exit code."""
     from pykvm.machine import Machine
 
-    return on_terminal(Machine(config), args, timeout)
+    if not _is_followed(args):
+        return on_terminal(Machine(config), args, timeout)
+    from pykvm.debug.follow import Follower
+
+    with Follower(args, number(args.trace_hz, "--trace-hz", int)) as follower:
+        return on_terminal(Machine(config), args, timeout, follower)
 
 
-def on_terminal(machine: Machine, args: Any, timeout: float | None) -> int:
+def _is_followed(args: Any) -> bool:
+    return (args.trace, args.stats, args.plot) != (None, None, None)
+
+
+def on_terminal(
+    machine: Machine, args: Any, timeout: float | None, follower: Follower | None = None
+) -> int:
     """Run a machine on the terminal: notes before, report after. Returns the exit code."""
     from pykvm.console import open_console
 
@@ -214,9 +244,11 @@ def on_terminal(machine: Machine, args: Any, timeout: float | None) -> int:
         console = open_console(args.serial)
         try:
             _catch_signals(machine)
-            outcome = machine.run(timeout, console)
+            outcome = machine.run(timeout, console, follower.tracer if follower else None)
         finally:
             console.close()
+    if follower is not None:
+        follower.report()
     _tell(outcome)
     return outcome.code
 
@@ -384,5 +416,9 @@ def _boot_in_lab(args: Any, kernel: str, problem: str, storage: Storage | None) 
         files = [disk.path for disk in storage.disks if disk.path and not disk.read_only]
         folders = {os.path.dirname(os.path.abspath(path)) for path in files}
         folders |= {os.path.abspath(each.path) for each in storage.shares if not each.read_only}
+    if _is_followed(args):
+        from pykvm.debug.follow import folders as followed
+
+        folders |= followed(args)
     lab = [*pykvm, "lab", *(f"--write={folder}" for folder in sorted(folders))]
     os.execv(sys.executable, [*lab, "--", *pykvm, *words, "--", *args.command])

@@ -19,6 +19,7 @@ COMMANDS = {
     "boot": (None, "boot a kernel and give back its verdict"),
     "restore": (None, "go on where a snapshot was taken"),
     "kernel": ("pykvm.cli_kernel", "fetch, build and list kernels"),
+    "explain": ("pykvm.cli_explain", "tell where the time of a traced boot went"),
     "doctor": ("pykvm.cli_doctor", "find out what this host's KVM can do"),
     "lesson": ("pykvm.cli_lesson", "learn how a hypervisor works, in twelve lessons"),
     "lab": ("pykvm.lab", "run a command inside an emulated machine with a working KVM"),

@@ -58,6 +58,10 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+    from pykvm.debug.trace import Tracer
+    from pykvm.virtio.mmio import MmioTransport
+    from pykvm.virtio.pci import PciTransport
+
 # After these the guest is where it was, and may go on.
 RESUMABLE = frozenset({Reason.TIMEOUT, Reason.QUIT, Reason.SIGNAL})
 LEAVE_S = 60.0  # for a kicked vCPU to leave the guest: microseconds, but for a sick host
@@ -88,7 +92,9 @@ class Machine:
         self.config = config
         self.pio_bus = Bus("port")
         self.mmio_bus = Bus("mmio")
+        self.virtio: list[MmioTransport | PciTransport] = []  # the devices, as the guest finds them
         self.vcpus: list[Vcpu] = []
+        self.tracer: Tracer | None = None  # of the run
         self.console_log = bytearray()
         self.unread_input = bytearray()  # from the console; the guest has no room for it yet
         self._ending: _Ending | None = None
@@ -296,10 +302,12 @@ class Machine:
         self,
         timeout: float | None = None,
         console: Console | None = None,
+        tracer: Tracer | None = None,
     ) -> Outcome:
         """Run the guest until it ends, `timeout` seconds passed or `stop` was called.
 
-        `console` is where the serial port leads (default: nowhere but `Outcome.console`). After a
+        `console` is where the serial port leads (default: nowhere but `Outcome.console`), `tracer`
+        notes what happens (see `debug.trace`). After a
         timeout or a stop it may be called again and the guest goes on. Raises `KvmError` when the
         host fails, and whatever a device of the user's raised.
         """
@@ -317,6 +325,9 @@ class Machine:
             os.eventfd_read(self.wake_fd)  # of the run before
         self.serial.resume()
         self._watcher = Watcher(self, console or Console(), timeout)
+        self.tracer = tracer
+        if tracer is not None:
+            tracer.start(self)
         started = time.monotonic()
         threads = self._start_vcpus()
         try:
@@ -325,6 +336,8 @@ class Machine:
             self._finish(Reason.QUIT)  # only counts when an exception brought us here
             self.serial.stop_waiting()
             self._join(threads)
+            if tracer is not None:
+                tracer.stop()
             with self._lock:
                 self._runner = None
             self.serve_requests()

@@ -65,6 +65,7 @@ class GuestMemory:
             result = lib.pk_mem_map(base, size, *hole, prefault, self.handle)
         check(result, f"memfd of {size} bytes for guest memory", "try a smaller --memory")
         self.size = size
+        self.placed: list[tuple[int, int, str]] = []  # what the loader put where: gpa, end, what
 
     @property
     def is_private(self) -> bool:

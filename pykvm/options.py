@@ -20,11 +20,15 @@ class Option(Record):
     """One row of the table."""
 
     names: str  # the long one last: it names the attribute
-    metavar: str  # what its value is called; "" for a flag, which has none
+    metavar: str  # its value; "" for a flag, which has none; "[=NAME]": it may be left out
     gloss: str
     default: str | None = None
     repeated: bool = False  # its values are collected in a list
     words: int = 1  # how many its value is; several make a tuple
+
+    @property
+    def value_is_optional(self) -> bool:
+        return self.metavar.startswith("[=")
 
     @property
     def attribute(self) -> str:
@@ -42,7 +46,7 @@ def parse(words: Sequence[str], options: Sequence[Option], command: str = "boot"
     """Parse `words`, those of ``pykvm COMMAND``, into `Arguments`.
 
     Understands ``--name VALUE``, ``--name=VALUE``, ``-n VALUE`` and ``-nVALUE``. A value may start
-    with a dash. Raises `ConfigError` naming the option.
+    with a dash; one that may be left out is "" then. Raises `ConfigError` naming the option.
     """
     by_name = {name: option for option in options for name in option.names.split()}
     args = Arguments()
@@ -65,7 +69,7 @@ def parse(words: Sequence[str], options: Sequence[Option], command: str = "boot"
                 raise ConfigError(f"{name}: takes no value")
             setattr(args, found.attribute, True)
             continue
-        values = [value] if equals else []
+        values = [value] if equals or found.value_is_optional else []
         values += islice(rest, found.words - len(values))
         if len(values) < found.words:
             raise ConfigError(f"{name}: its value is missing: {name} {found.metavar}")
@@ -85,7 +89,8 @@ def describe(options: Sequence[Option]) -> str:
     width, indent = max(40, get_terminal_size().columns - 2), " " * 24
     lines = []
     for option in options:
-        names = f"  {', '.join(option.names.split())} {option.metavar}".rstrip()
+        space = "" if option.value_is_optional else " "
+        names = f"  {', '.join(option.names.split())}{space}{option.metavar}".rstrip()
         gloss = fill(option.gloss, width, initial_indent=indent, subsequent_indent=indent)
         short = len(names) < len(indent) - 1
         lines += [names + gloss[len(names) :]] if short else [names, gloss]

@@ -212,6 +212,9 @@ class Symbols:
         self._functions.sort()
         self._starts = [start for start, _, _ in self._functions]
 
+    def __len__(self) -> int:
+        return len(self._functions)
+
     def find(self, address: int) -> str | None:
         """``name+0x12`` for the function at or shortly before `address`, or None."""
         at = bisect_right(self._starts, address) - 1

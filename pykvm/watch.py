@@ -54,6 +54,8 @@ class Watcher:
         if now >= self._health_at:
             self._look_after_health(now)
         times = [self._health_at]
+        if machine.tracer is not None:
+            times.append(machine.tracer.tick(now))
         if panic.seen:
             self._panic_at = self._panic_at or now
             times.append(self._panic_at + panic.grace_s)
@@ -88,7 +90,9 @@ class Watcher:
         serial, console = self._machine.serial, self._console
         inputs = console.input_fds() if len(self._input) < INPUT_AHEAD else []
         poll = select.poll()
-        for fd in (self._machine.wake_fd, serial.input_fd, *inputs):
+        tracer = self._machine.tracer
+        traces = [tracer.event_fd] if tracer is not None else []
+        for fd in (self._machine.wake_fd, serial.input_fd, *inputs, *traces):
             poll.register(fd, select.POLLIN)
         if self._unwritten:  # what more the guest says waits in its own transmitter
             poll.register(console.output_fd(), select.POLLOUT)
@@ -139,6 +143,8 @@ class Watcher:
         log = self._machine.console_log
         data = self._machine.serial.take()
         log += data
+        if data and self._machine.tracer is not None:
+            self._machine.tracer.console(data)
         excess = len(log) - 2 * CONSOLE_KEPT
         dropped = CONSOLE_KEPT + excess if excess > 0 else 0
         del log[:dropped]

@@ -114,6 +114,7 @@ def install(memory: GuestMemory, entry: Entry) -> Entry:
         return entry
     for gpa, data in places.items():
         memory.write(gpa, data)
+        memory.placed.append((gpa, gpa + len(data), "the BIOS"))
     if memory.contains(layout.EBDA):
         memory.write(layout.EBDA, b"\x01")  # its size in KiB
     if entry.mode is not CpuMode.REAL:

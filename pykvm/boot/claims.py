@@ -42,7 +42,8 @@ class Claims:
 
     def __init__(self, memory: GuestMemory, spec: BootSpec, mode: CpuMode) -> None:
         self.memory = memory
-        self._ranges: list[tuple[int, int, str]] = []  # (gpa, end, what)
+        memory.placed = []
+        self._ranges = memory.placed  # (gpa, end, what), sorted; kept for who wants to see it
         self._high = memory.low_end  # the lowest gpa taken from the top
         if mode is not CpuMode.REAL:
             self.claim(layout.GDT, GDT_SIZE, "pykvm's GDT")

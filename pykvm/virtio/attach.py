@@ -78,6 +78,7 @@ def _attach_mmio(machine: Machine, c_bus: Any, resources: ExitStack) -> tuple[Mm
         transport = MmioTransport(device, machine.vm, c_bus, gpa, gsi)
         resources.callback(transport.close)
         machine.mmio_bus.add(gpa, layout.VIRTIO_MMIO_SIZE, transport)
+        machine.virtio.append(transport)
         places.append((gpa, layout.VIRTIO_MMIO_SIZE, gsi))
     return tuple(places)
 
@@ -94,6 +95,7 @@ def _attach_pci(machine: Machine, resources: ExitStack, bus: PciBus) -> tuple[Pc
         _check_count(number)
         transport = PciTransport(device, messages, layout.GSI_VIRTIO + number)
         resources.callback(transport.close)
+        machine.virtio.append(transport)
         places.append((bus.add(transport), transport.gsi))
     return tuple(places)
 

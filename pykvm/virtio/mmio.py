@@ -76,7 +76,7 @@ class MmioTransport(Device):
         self.device, self.gpa, self.gsi = device, gpa, gsi
         self._irq_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         vm.irqfd(self._irq_fd, gsi)
-        device.interrupt = Interrupt()
+        device.interrupt = Interrupt(vm.fd, gsi)
         device.interrupt.serve(c_bus, gpa + Register.INTERRUPT_STATUS)
         for cause in range(1 + device.queue_count):
             device.interrupt.set_fd(cause, self._irq_fd)

@@ -21,6 +21,7 @@ from cbuild import FUZZERS, HERE, PROGRAMS, SANITIZERS, SOURCES
 COMPILERS = ("gcc", "clang")
 THREADED = (
     "test_serial_threads",
+    "test_trace",
     "test_vcpu",
     "test_virtio_blk",
     "test_virtio_net",
