@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <linux/virtio_blk.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
@@ -339,6 +340,37 @@ static void unaligned_buffers_are_bounced(void)
     teardown();
 }
 
+static void any_buffer_reaches_a_disk_without_page_cache(void)
+{
+    setup();
+    int file = config.fd, direct = open(path, O_RDWR | O_DIRECT);
+    if (direct >= 0) { /* else a file system that has none */
+        config.fd = direct;
+        config.align = 4096;
+        start();
+        memset(data(), 0x77, 4096);
+        CHECK_EQ(request(VIRTIO_BLK_T_OUT, 8, 4096), VIRTIO_BLK_S_OK); /* aligned, as it happens */
+        write_header(VIRTIO_BLK_T_IN, 8);
+        describe(0, HEADER, 16, NEXT, 1);
+        describe(1, DATA + 0x2003, 1000, NEXT | WRITE, 2);
+        describe(2, DATA + 0x4001, 3097, WRITE, 0);
+        make_available(0);
+        kick();
+        while (get16(USED + 2) != 2)
+            wait_for_interrupt();
+        CHECK_EQ(data()[0x2003], 0x77);
+        CHECK_EQ(data()[0x2003 + 999], 0x77);
+        CHECK_EQ(data()[0x4001 + 3095], 0x77);
+        CHECK_EQ(data()[0x4001 + 3096], VIRTIO_BLK_S_OK);
+        config.fd = file;
+        teardown();
+        close(direct);
+    } else {
+        start();
+        teardown();
+    }
+}
+
 static void a_chain_without_room_for_an_answer_is_a_fault(void)
 {
     static const unsigned FLAGS[] = {0, WRITE};
@@ -435,6 +467,80 @@ static void a_stopped_disk_starts_again_where_it_was(void)
     teardown();
 }
 
+static uint32_t over; /* atomic: the other thread shall end */
+
+static void *change_settings(void *argument)
+{
+    (void)argument;
+    for (int on = 0; !__atomic_load_n(&over, __ATOMIC_RELAXED); on = !on) {
+        pk_blk_set_writeback(blk, on);
+        CHECK_EQ(__atomic_load_n(&queues[0].virtq.fault, __ATOMIC_RELAXED), 0);
+        pk_interrupt_ack(irq, pk_interrupt_pending(irq));
+    }
+    return NULL;
+}
+
+/* A vCPU's thread does so; for the thread sanitizer. */
+static void settings_change_while_requests_are_served(void)
+{
+    pthread_t thread;
+    setup();
+    start();
+    over = 0;
+    CHECK_EQ(pthread_create(&thread, NULL, change_settings, NULL), 0);
+    for (int i = 0; i < 100; i++)
+        CHECK_EQ(request(i % 2 ? VIRTIO_BLK_T_IN : VIRTIO_BLK_T_OUT, 3, 512), VIRTIO_BLK_S_OK);
+    __atomic_store_n(&over, 1, __ATOMIC_RELAXED);
+    pthread_join(thread, NULL);
+    teardown();
+}
+
+#ifndef __SANITIZE_THREAD__ /* a guest may race with us; that is the point */
+static void *scribble(void *argument)
+{
+    uint32_t seed = 1;
+    (void)argument;
+    while (!__atomic_load_n(&over, __ATOMIC_RELAXED)) {
+        seed = seed * 1664525 + 1013904223;
+        uint32_t at = seed >> 16, value = seed * 2654435761u;
+        if (at % 3 == 0)
+            put16(AVAIL + 2, get16(AVAIL + 2) + 1);
+        else if (at % 3 == 1)
+            put16(DESC + (at % 48 & ~1u), (uint16_t)value);
+        else
+            put16(HEADER + (at % 16 & ~1u), (uint16_t)(value & 0xf));
+    }
+    return NULL;
+}
+
+static void a_ring_that_never_stands_still_does_no_harm(void)
+{
+    pthread_t thread;
+    setup();
+    fence_memory();
+    start();
+    over = 0;
+    CHECK_EQ(pthread_create(&thread, NULL, scribble, NULL), 0);
+    for (int i = 0; i < 300; i++) {
+        pk_blk_stop(blk);
+        queues[0].virtq.avail_idx = get16(AVAIL + 2);
+        describe(0, HEADER, 16, NEXT, 1);
+        describe(1, DATA, 512, NEXT | (i & 1 ? WRITE : 0), 2);
+        describe(2, STATUS, 1, WRITE, 0);
+        CHECK_EQ(pk_virtq_start(&queues[0].virtq), 0);
+        CHECK_EQ(pk_blk_start(blk, queues, 1, irq), 0);
+        kick();
+        usleep(200); /* a while to race in; whatever happens is right */
+    }
+    __atomic_store_n(&over, 1, __ATOMIC_RELAXED);
+    pthread_join(thread, NULL);
+    struct stat status;
+    CHECK_EQ(fstat(config.fd, &status), 0);
+    CHECK_EQ(status.st_size, SECTORS * 512);
+    teardown();
+}
+#endif
+
 static void a_limited_disk_lets_requests_wait(void)
 {
     setup();
@@ -505,11 +611,16 @@ int main(void)
         RUN(zeroes_are_written_and_holes_punched);
         RUN(the_framing_is_the_drivers_choice);
         RUN(unaligned_buffers_are_bounced);
+        RUN(any_buffer_reaches_a_disk_without_page_cache);
         RUN(a_chain_without_room_for_an_answer_is_a_fault);
         RUN(many_requests_are_all_answered);
         RUN(as_many_requests_as_there_can_be_are_all_answered);
         RUN(requests_made_before_the_start_are_served);
         RUN(a_stopped_disk_starts_again_where_it_was);
+        RUN(settings_change_while_requests_are_served);
+#ifndef __SANITIZE_THREAD__
+        RUN(a_ring_that_never_stands_still_does_no_harm);
+#endif
         RUN(a_limited_disk_lets_requests_wait);
         RUN(a_disk_that_waits_is_stopped_at_once_and_loses_nothing);
         RUN(every_queue_gets_its_turn_at_a_limited_disk);

@@ -106,16 +106,19 @@ def test_requests_cost_no_exit_but_the_kick(run_guest: RunGuest, disk: Path) -> 
     assert runs[1].exits_in_c - runs[0].exits_in_c < 290
 
 
-def test_nothing_is_left_open(run_guest: RunGuest, disk: Path) -> None:
-    def resources() -> int:
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_nothing_is_left_open(run_guest: RunGuest, disk: Path, transport: str) -> None:
+    def resources() -> tuple[int, int]:
         files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
-        return sum("anon_inode" in file or file == str(disk) for file in files)
+        opened = sum("anon_inode" in file or file == str(disk) for file in files)
+        return opened, len(os.listdir("/proc/self/task"))
 
-    config = {"disks": (DiskConfig(str(disk)),), "rng": True, "transport": "mmio"}
-    run_guest("virtqueue", **config)
+    config = {"disks": (DiskConfig(str(disk), queues=4),), "rng": True, "transport": transport}
+    cmdline = f"pci={int(transport == 'pci')} resets=100"
+    run_guest("virtqueue", cmdline=cmdline, **config)
     before = resources()
     for _ in range(3):
-        assert passed(run_guest("virtqueue", cmdline="resets=50", **config))
+        assert passed(run_guest("virtqueue", cmdline=cmdline, **config))
     assert resources() == before
 
 

@@ -1,7 +1,7 @@
 /* Runs in a Linux guest whose first disk is an ext4 file system: finds it, takes it from its driver
  * and gives it back, fills a file, reads the disk past the page cache, and says what it saw.
  *
- *     disk ROUNDS
+ *     disk ROUNDS [MIB]
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -57,13 +57,13 @@ static void find_device(char *name, size_t size)
     closedir(folder);
 }
 
-static void fill(const char *path)
+static void fill(const char *path, uint32_t size_mib)
 {
     static uint32_t words[MIB / sizeof(uint32_t)];
     int fd = open(path, O_CREAT | O_WRONLY | O_TRUNC, 0644);
 
     expect(fd >= 0, path);
-    for (uint32_t mib = 0; mib < 16; mib++) {
+    for (uint32_t mib = 0; mib < size_mib; mib++) {
         for (uint32_t i = 0; i < MIB / sizeof(uint32_t); i++)
             words[i] = mib << 20 | i;
         expect(write(fd, words, MIB) == MIB, path);
@@ -74,7 +74,7 @@ static void fill(const char *path)
 
 int main(int argc, char **argv)
 {
-    int rounds = argc > 1 ? atoi(argv[1]) : 1;
+    int rounds = argc > 1 ? atoi(argv[1]) : 1, size_mib = argc > 2 ? atoi(argv[2]) : 16;
     char device[64] = "";
     void *block;
 
@@ -85,10 +85,12 @@ int main(int argc, char **argv)
         expect(access(DISK, F_OK) != 0, "the disk is gone");
         write_text(DRIVER "bind", device);
         close(open_disk(O_RDONLY));
+        if (round % 50 == 49)
+            printf("%d rounds\n", round + 1);
     }
-    expect(mkdir("/mnt", 0755) == 0, "mkdir");
+    mkdir("/mnt", 0755);
     expect(mount(DISK, "/mnt", "ext4", 0, "") == 0, "mount");
-    fill("/mnt/data");
+    fill("/mnt/data", (uint32_t)size_mib);
     expect(umount("/mnt") == 0, "umount");
 
     int fd = open_disk(O_RDONLY | O_DIRECT);
