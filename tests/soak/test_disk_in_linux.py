@@ -124,6 +124,8 @@ def test_lspci_finds_nothing_wrong(lab: Lab, tmp_path: Path) -> None:
     assert said.count("Capabilities: [") >= 12
     assert "MSI-X: Enable+" in said
     assert "Kernel driver in use: virtio-pci" in said
+    # It misses the kernel's module index, which pykvm's initrd does not have.
+    said = said.replace("lspci: Unable to load libkmod resources", "")
     for complaint in ("!!!", "broken", "<unassigned>", "invalid", "Unknown", "denied", "lspci:"):
         assert complaint not in said
 
