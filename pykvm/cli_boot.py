@@ -183,7 +183,12 @@ def run(args: Any) -> int:
         from pykvm.cli_kernel import find_or_fetch
 
         kernel = find_or_fetch(kernel)
-    linux = is_linux(kernel)
+    image: str | bytes = kernel
+    if not os.path.isfile(kernel):  # a pipe, say: it can be read once
+        from pykvm.boot.files import open_image
+
+        image = bytes(open_image(kernel).data)
+    linux = is_linux(image)
     storage = _storage(args)
     problem = None if args.any_host else _host_problem(linux, args.lab)
     if problem is not None:
@@ -191,7 +196,7 @@ def run(args: Any) -> int:
             return _boot_in_lab(args, kernel, problem, storage)
         raise ConfigError(f"{problem}; put 'pykvm lab --' in front of the command, or add --lab")
     config = MachineConfig(
-        kernel=kernel,
+        kernel=image,
         initrd=_initrds(args, kernel, command, linux, storage),
         modules=tuple(args.module),
         cmdline=args.append if args.append is not None else CMDLINE_DEFAULT if linux else "",
@@ -369,7 +374,7 @@ def _modules(args: Any, storage: Storage | None) -> list[str]:
     return names
 
 
-def is_linux(kernel: str) -> bool:
+def is_linux(kernel: str | bytes) -> bool:
     """Whether the image calls itself Linux: memtest86+ and iPXE have its setup header too."""
     from pykvm.boot.files import open_image
 

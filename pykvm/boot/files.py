@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 STAMP_AGE_NS: Final = 2 * 10**9
+STREAM_MAX: Final = 1 << 29  # bytes; /dev/zero has no end
 
 Source = str | os.PathLike[str] | bytes
 
@@ -62,8 +63,14 @@ def _map(source: str | os.PathLike[str], option: str) -> tuple[mmap.mmap | bytes
     try:
         with open(source, "rb") as file:
             status = os.fstat(file.fileno())
-            if status.st_size == 0:
-                return file.read(), ""  # empty, or a pipe: process substitution
+            if status.st_size == 0:  # empty, or a pipe: process substitution
+                data = file.read(STREAM_MAX + 1)
+                if len(data) > STREAM_MAX:
+                    raise BootError(
+                        f"{option}: {os.fspath(source)}: more than {STREAM_MAX >> 20} MiB, from "
+                        "what is no plain file; copy it to one"
+                    )
+                return data, ""
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), _stamp(status)
     except OSError as error:
         raise BootError(

@@ -99,7 +99,7 @@ class Call:
 
 class Bios(Device):
     """The services. `serial` is the UART whose line is screen and keyboard; `on_end` is called when
-    there is nothing left to boot (int 18h and 19h)."""
+    there is nothing left to boot (int 18h and 19h), or the guest went astray (int 0 and 6)."""
 
     name = "BIOS"
 
@@ -321,9 +321,10 @@ class Bios(Device):
         self._halt(call)
 
     def _fault(self, call: Call) -> None:
-        """Say once that the guest went astray, and halt: returning would repeat the instruction."""
+        """Say that the guest went astray, and end it: returning would repeat the instruction."""
         what = {0x00: "divide error", 0x06: "invalid opcode"}[call.number & 0xFF]
         self._send(f"\r\nBIOS: {what} at {call.cs:04x}:{call.ip:04x}\r\n".encode())
+        self._on_end()
         self._halt(call)
 
     def _halt(self, call: Call) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pykvm import guest_programs
+
 BOOT = (sys.executable, "-m", "pykvm", "boot")
 FLAT = ("--mode", "real", "-m", "1M")
 EXIT_7 = "ba f8 05 b0 07 ee"  # mov dx, 0x5f8; mov al, 7; out dx, al
@@ -136,6 +138,21 @@ def test_a_stream_that_is_closed_is_an_empty_one(guest: Path, closed: str) -> No
     command = shlex.join([*BOOT, str(guest), *FLAT])
     done = subprocess.run(["/bin/sh", "-c", f"{command} {closed}"], timeout=LIMIT_S, check=False)
     assert done.returncode == 7
+
+
+def test_a_kernel_may_come_through_a_pipe() -> None:
+    image = Path(guest_programs.path("hello-multiboot")).read_bytes()
+    done = subprocess.run(
+        [*BOOT, "/dev/stdin"], input=image, capture_output=True, timeout=LIMIT_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"ok: EAX holds the multiboot magic" in done.stdout
+
+
+def test_an_instruction_that_is_none_ends_a_real_mode_guest(guest: Path) -> None:
+    done = boot(guest, "0f 0b", "--timeout", "30")  # ud2
+    assert done.returncode == 255
+    assert b"BIOS: invalid opcode at 0000:7c00" in done.stdout
 
 
 def test_an_error_is_not_said_on_standard_output(guest: Path) -> None:

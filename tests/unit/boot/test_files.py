@@ -73,3 +73,11 @@ def test_a_file_that_cannot_be_read_is_refused_by_its_option(tmp_path: Path) -> 
         files.read_initrds([tmp_path])
     with pytest.raises(BootError, match=r"--module: .*/none: No such file"):
         files.read_modules([f"{tmp_path}/none argument"])
+
+
+def test_what_has_no_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pykvm.boot.files.STREAM_MAX", 1 << 20)
+    with pytest.raises(BootError, match=r"KERNEL: /dev/zero: more than 1 MiB"):
+        files.open_image("/dev/zero")
+    with pytest.raises(BootError, match=r"--initrd: /dev/zero: more than 1 MiB"):
+        files.read_initrds(["/dev/zero"])
