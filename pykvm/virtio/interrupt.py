@@ -55,6 +55,10 @@ class Interrupt:
         """Interrupt the driver."""
         lib.pk_interrupt_raise(self.handle, cause)
 
+    def trace(self, kind: int, queue: int) -> None:
+        """Tell a trace, if there is one: the queue was kicked, or a chain of it given back."""
+        lib.pk_interrupt_trace(self.handle, kind, queue, 1)
+
     @property
     def pending(self) -> int:
         """The bits the driver has not acknowledged."""

@@ -10,6 +10,7 @@ import os
 import select
 import threading
 
+from pykvm._core import lib
 from pykvm.lean import TYPE_CHECKING
 from pykvm.virtio.device import Feature
 from pykvm.virtio.queue import Queue, QueueError, Ring
@@ -79,6 +80,7 @@ class QueueServer:
             while self._stop_fd not in ready:
                 if kick_fd in ready:
                     os.eventfd_read(kick_fd)
+                    self._device.interrupt.trace(lib.PK_TRACE_QUEUE_KICK, number)
                 self._serve(queue, number)
                 ready = {fd for fd, _ in poll.poll()}
         except QueueError as error:
@@ -93,6 +95,7 @@ class QueueServer:
             queue.refuse_kicks()
             while chain := queue.pop():
                 queue.push(chain.head, self._answer(chain))
+                self._device.interrupt.trace(lib.PK_TRACE_QUEUE_USED, number)
                 if queue.wants_interrupt():
                     self._device.interrupt.notify(1 + number)
             if not queue.ask_kicks():

@@ -25,6 +25,7 @@ from pykvm.debug.trace import Tracer
 from pykvm.errors import BootError
 from pykvm.machine import Machine
 from pykvm.outcome import Outcome, Reason
+from pykvm.virtio.config.disk import DiskConfig
 
 MEMORY = 16 << 20
 PYKVM = [sys.executable, "-m", "pykvm", "boot"]
@@ -153,6 +154,20 @@ def test_what_is_lost_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.Mo
         f"{tracer.lost} records were lost: they came faster than they could be written"
     )
     assert stats.exits == outcome.stats.exits  # counting loses nothing
+
+
+def test_a_disk_by_pci_is_kicked_and_answers_without_exits(tmp_path: Path) -> None:
+    path, disk = tmp_path / "trace.json", tmp_path / "disk"
+    disk.write_bytes(b"hello from the disk".ljust(16 * 512, b"\0"))
+    options = {"cmdline": "pci=1 count=100", "transport": "pci"}
+    outcome, _ = trace_guest(path, "virtqueue", disks=(DiskConfig(str(disk)),), **options)
+    assert outcome.code == 0
+    events = events_of(path.read_text())
+    kicks, used = marks(events, "queue-kick"), marks(events, "queue-used")
+    assert len(kicks) > 50
+    assert sum(event["args"]["count"] for event in used) >= 100
+    assert any("disk" in event["name"] for event in marks(events, "interrupt"))
+    assert len({event["tid"] for event in kicks + used}) == 1  # the device's own track
 
 
 def test_a_run_that_goes_on_goes_on_in_the_trace(tmp_path: Path) -> None:
