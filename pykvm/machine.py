@@ -489,7 +489,7 @@ class Machine:
     def empty_console(self) -> None:
         """Move what the guest has sent out of the serial port: it is no part of its state."""
         if self._watcher is not None:
-            self._watcher.move_output()
+            self._watcher.make_room()
         else:
             self.console_log += self.serial.take()
 
