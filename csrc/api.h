@@ -293,6 +293,8 @@ struct pk_chain {
 int pk_virtq_start(struct pk_virtq *q);
 /* Take the next chain: 1, 0 when there is none, -EINVAL with a fault. */
 int pk_virtq_pop(struct pk_virtq *q, struct pk_chain *ret);
+/* Undo the last pop, nothing of whose chain was used: it will be taken again. */
+void pk_virtq_unpop(struct pk_virtq *q);
 /* Give a chain back, `len` bytes of its writable buffers written. */
 void pk_virtq_push(struct pk_virtq *q, uint32_t head, uint32_t len);
 /* The same in two steps, for chains that the driver must see together: put each, `ahead` of the
@@ -410,3 +412,22 @@ int pk_net_set_offloads(struct pk_net *net, uint64_t features);
 int pk_net_link(const struct pk_net *net);
 /* Frames that could not be passed on since the device was made, both ways. */
 uint64_t pk_net_dropped(const struct pk_net *net);
+
+struct pk_vsock_config {
+    uint64_t cid;   /* the guest's */
+    int listen_fd;  /* a unix stream socket that listens at `path`, non-blocking; not owned */
+    char path[108]; /* a guest's connection to port P goes to PATH_P; NUL-terminated */
+};
+
+struct pk_vsock;
+int pk_vsock_create(const struct pk_vsock_config *config, struct pk_vsock **ret);
+void pk_vsock_destroy(struct pk_vsock *vsock);
+/* Serve the queues rx, tx and event until stopped. Connections outlive that, */
+int pk_vsock_start(struct pk_vsock *vsock, struct pk_queue *queues, uint32_t num,
+                   struct pk_interrupt *irq);
+void pk_vsock_stop(struct pk_vsock *vsock);
+/* but not this: close them all. Only while stopped. */
+void pk_vsock_forget(struct pk_vsock *vsock);
+/* Tell the driver that its connections are gone, when the event queue is kicked next. */
+void pk_vsock_announce_reset(struct pk_vsock *vsock);
+uint32_t pk_vsock_count(const struct pk_vsock *vsock); /* connections; only while stopped */

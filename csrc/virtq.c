@@ -160,6 +160,11 @@ int pk_virtq_pop(struct pk_virtq *q, struct pk_chain *ret)
     return result;
 }
 
+void pk_virtq_unpop(struct pk_virtq *q)
+{
+    q->avail_idx--;
+}
+
 void pk_virtq_put(struct pk_virtq *q, uint32_t ahead, uint32_t head, uint32_t len)
 {
     uint32_t element[2] = {head, len}; /* §2.7.8 The Virtqueue Used Ring */

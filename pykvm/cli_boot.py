@@ -116,6 +116,12 @@ OPTIONS = (
         "runs, or COMMAND",
     ),
     Option("--rng", "", "a virtio entropy source"),
+    Option(
+        "--vsock",
+        "PATH[,cid=N]",
+        "sockets between host and guest: a host program connects to the unix socket PATH and says "
+        "'CONNECT port'; the guest's connections to port P of CID 2 go to PATH_P",
+    ),
     Option("--transport", "NAME", "how virtio devices are reached: pci (default) or mmio", "pci"),
     Option("--snapshot", "DIR", "where the guest's own request and Ctrl-A s save to"),
     Option(
@@ -211,6 +217,7 @@ def run(args: Any) -> int:
         shares=storage.shares if storage else (),
         nets=_nets(args.net),
         rng=args.rng,
+        vsock=_vsock(args.vsock),
         transport=args.transport,
     )
     return boot(config, args, timeout)
@@ -322,6 +329,14 @@ def _nets(specs: list[str]) -> tuple[Any, ...]:
     return tuple(map(parse_net, specs))
 
 
+def _vsock(spec: str | None) -> Any:
+    if spec is None:
+        return None
+    from pykvm.virtio.config.vsock import parse_vsock
+
+    return parse_vsock(spec)
+
+
 def _mode(name: str | None) -> CpuMode | None:
     try:
         return None if name is None else CpuMode(name)
@@ -361,7 +376,7 @@ def _initrds(
 
 def _modules(args: Any, storage: Storage | None) -> list[str]:
     """The kernel modules that the guest needs for the devices asked for."""
-    kinds = [kind for kind in ("net", "rng") if getattr(args, kind)]
+    kinds = [kind for kind in ("net", "rng", "vsock") if getattr(args, kind)]
     kinds += ["disk"] if storage and storage.disks else []
     kinds += ["fs"] if storage and storage.shares else []
     if not kinds:

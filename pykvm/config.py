@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pykvm.virtio.config.disk import DiskConfig
     from pykvm.virtio.config.net import NetConfig
     from pykvm.virtio.config.share import ShareConfig
+    from pykvm.virtio.config.vsock import VsockConfig
 
 MEMORY_DEFAULT = 256 * MIB
 MEMORY_MIN = 1 * MIB
@@ -59,12 +60,13 @@ class MachineConfig(Record):
     nets: tuple[NetConfig, ...] = ()  # eth0, eth1 …
     shares: tuple[ShareConfig, ...] = ()  # folders of the host's
     rng: bool = False  # a virtio entropy source
+    vsock: VsockConfig | None = None  # sockets between host and guest
     transport: str = "pci"  # how virtio devices are reached: one of TRANSPORTS
 
     @property
     def has_virtio(self) -> bool:
         """Whether any virtio device is asked for."""
-        return bool(self.disks or self.nets or self.shares or self.rng)
+        return bool(self.disks or self.nets or self.shares or self.rng or self.vsock)
 
     def __post_init__(self) -> None:
         if self.memory < MEMORY_MIN:

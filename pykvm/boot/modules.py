@@ -27,6 +27,7 @@ KINDS: Final = {
     "net": ("virtio_net",),
     "fs": ("fuse", "virtiofs"),
     "rng": ("virtio_rng",),
+    "vsock": ("vmw_vsock_virtio_transport",),
 }
 
 # What file systems need beside the module of their name, and do not say that they depend on.

@@ -46,6 +46,10 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
         yield Fs(machine.memory, share)
     if machine.config.rng:
         yield Rng(machine.memory)
+    if machine.config.vsock:
+        from pykvm.virtio.vsock import Vsock
+
+        yield Vsock(machine.memory, machine.config.vsock)
 
 
 def attach(

@@ -25,6 +25,7 @@ THREADED = (
     "test_vcpu",
     "test_virtio_blk",
     "test_virtio_net",
+    "test_virtio_vsock",
 )  # worth a second build, for data races
 SKIPPED = 77  # check.h
 TIMEOUT_S = 120
