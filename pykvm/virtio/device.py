@@ -52,6 +52,8 @@ class Feature(enum.IntFlag):
 
 
 U32: Final = 0xFFFF_FFFF
+COMPLAINTS_MAX: Final = 10
+
 COMMON: Final = Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1
 
 STATE: Final = struct.Struct("<IIQI")  # status, ISR, driver's features, number of queues
@@ -89,6 +91,7 @@ class VirtioDevice:
         ]
         self.c_queues = ffi.new("struct pk_queue[]", self.queue_count)
         self.config_generation = 0
+        self._complaints = 0  # in the log, about the driver
         self._running = False  # the data plane
         self._frozen = self._starts_at_thaw = False
         self._interrupts_at_thaw = 0  # bits of the ISR
@@ -129,10 +132,18 @@ class VirtioDevice:
         """The status as the driver sees it: a queue with a fault makes it ask for a reset."""
         faults = self.faults() if self._running else {}
         if faults and not self._told:
-            self._told = True
-            text = ", ".join(f"queue {n}: {fault.name}" for n, fault in faults.items())
-            print(f"pykvm: {self.name}: the driver broke its ring ({text})", file=sys.stderr)
+            self._tell(faults)
         return self._status | (Status.NEEDS_RESET if faults else 0)
+
+    def _tell(self, faults: dict[int, Fault]) -> None:
+        """A line in the log, once until a reset: a driver must not fill it by resetting."""
+        self._told = True
+        self._complaints += 1
+        if self._complaints > COMPLAINTS_MAX:
+            return
+        text = ", ".join(f"queue {n}: {fault.name}" for n, fault in faults.items())
+        last = "; later ones are not reported" if self._complaints == COMPLAINTS_MAX else ""
+        print(f"pykvm: {self.name}: the driver broke its ring ({text}){last}", file=sys.stderr)
 
     def faults(self) -> dict[int, Fault]:
         """The queues the driver has broken, by number."""

@@ -121,6 +121,18 @@ def test_a_driver_that_is_ready_too_early_must_reset(driver: Driver) -> None:
     assert driver.device.starts == 0
 
 
+def test_a_driver_cannot_fill_the_log(driver: Driver, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(30):
+        driver.negotiate()
+        driver.place_queue(0, size=3)
+        driver[Register.STATUS] = READY | Status.DRIVER_OK
+        assert driver[Register.STATUS] & Status.NEEDS_RESET
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert "queue 0: BAD_SIZE" in lines[0]
+    assert "later ones are not reported" in lines[-1]
+
+
 @pytest.mark.parametrize("size", [0, 3, 512, 32768])
 def test_a_bad_queue_asks_for_a_reset_and_the_other_goes_on(driver: Driver, size: int) -> None:
     driver.negotiate()
