@@ -220,7 +220,7 @@ class VhostDevice(VirtioDevice):
                 f"pykvm: {self.name}: {backend.name}: {text}; what the guest asks of it fails now",
                 file=sys.stderr,
             )
-        self._orphaned, self._live = self._live, False
+        self._orphaned, self._live = self._orphaned or self._live, False
         os.eventfd_write(self._wake_fd, 1)
 
     def _queue(self, number: int) -> Queue:
