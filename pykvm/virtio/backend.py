@@ -95,8 +95,8 @@ class Program(Backend):
         return "; ".join(lines) or self._last or how
 
     def close(self) -> None:
-        self.socket.close()
         self.tell()
+        self.socket.close()
         if self._process.poll() is None:
             self._process.terminate()  # qemu-storage-daemon then closes its images in order
             try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm import guest_programs
+from pykvm import guest_programs, virtiofsd
 from pykvm.config import MachineConfig
 from pykvm.console import BytesConsole
 from pykvm.errors import ConfigError
@@ -168,27 +168,42 @@ def test_nothing_is_left(
     assert daemons() == set()
 
 
-def test_a_daemon_ends_with_a_pykvm_that_is_killed(make_image: Callable[[str], Path]) -> None:
-    image = make_image("qcow2")
-    boot = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("hang")]
-    boot += ["--mode", "real", "--disk", f"{image},format=qcow2"]
-    with subprocess.Popen(boot, stderr=subprocess.PIPE) as pykvm:
-        while not (found := _daemons_with(image)):
-            assert pykvm.poll() is None
-        pykvm.kill()
-    for pid in found:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_what_serves_a_guest_ends_with_a_pykvm_that_is_killed(
+    make_image: Callable[[str], Path], tmp_path: Path, how: signal.Signals
+) -> None:
+    boot = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("echo")]
+    boot += ["--disk", f"{make_image('qcow2')},format=qcow2"]
+    programs = {DAEMON}
+    if os.geteuid() == 0 and virtiofsd.find() is not None:
+        for name, options in (("shared", ""), ("read", ",ro")):
+            (tmp_path / name).mkdir()
+            boot += ["--fs", f"{tmp_path / name},tag={name}{options}"]
+        programs.add("virtiofsd")
+    with subprocess.Popen(
+        boot, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as pykvm:
+        assert pykvm.stdout is not None
+        assert pykvm.stdout.read(1)  # the guest runs
+        found = _programs_with(tmp_path)
+        pykvm.send_signal(how)
+        pykvm.wait(60)
+    assert {name for name, _ in found} == programs
+    for _, pid in found:
         assert _ends(pid)
 
 
-def _daemons_with(image: Path) -> list[int]:
+def _programs_with(folder: Path) -> list[tuple[str, int]]:
+    """The back ends, by name, that have something in `folder`."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if words[0].endswith(DAEMON.encode()) and str(image).encode() in b" ".join(words):
-            found.append(int(folder.name))
+        name = os.path.basename(words[0])
+        if name in (DAEMON, "virtiofsd") and str(folder) in " ".join(words):
+            found.append((name, int(process.name)))
     return found
 
 
