@@ -3,6 +3,8 @@
  *     floor exits GUEST SIZE     ns from mark to mark, 125 times (exits.S)
  *     floor create GUEST SIZE    ns to make a machine up to its first exit, then ns to destroy it;
  *                                a fourth argument is a rest before it, in microseconds
+ *     floor restore GUEST SIZE   the same of a machine that goes on from another one's state, after
+ *                                two laps of touch.S: memory mapped privately, all state set
  *     floor start GUEST SIZE     print what the guest writes to COM1 until it writes to 0xf4
  *     floor echo GUEST SIZE [FILE BYTES]    as exits, for ring.c: a thread answers each write to
  * its notify register with an interrupt, and reads from FILE before
@@ -74,14 +76,18 @@ static struct kvm_segment flat(uint8_t type, uint16_t selector)
     };
 }
 
-static void create_vcpu(struct machine *m)
+static void new_vcpu(struct machine *m)
 {
     m->vcpu = CALL(m->vm, KVM_CREATE_VCPU, 0);
     m->run_size = (size_t)CALL(m->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
     m->run = mmap(NULL, m->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, m->vcpu, 0);
     if (m->run == MAP_FAILED)
         err(125, "mmap of kvm_run");
+}
 
+static void create_vcpu(struct machine *m)
+{
+    new_vcpu(m);
     struct kvm_cpuid2 *cpuid =
         calloc(1, sizeof(*cpuid) + CPUID_ENTRIES * sizeof(cpuid->entries[0]));
     if (cpuid == NULL)
@@ -110,6 +116,26 @@ static void create_vcpu(struct machine *m)
     CALL(m->vcpu, KVM_SET_LAPIC, &lapic);
 }
 
+static void map_memory(struct machine *m, int sharing)
+{
+    m->memory = mmap(NULL, m->size, PROT_READ | PROT_WRITE, sharing | MAP_NORESERVE, m->memfd, 0);
+    if (m->memory == MAP_FAILED)
+        err(125, "mmap of guest memory");
+    struct kvm_userspace_memory_region region = {.memory_size = m->size,
+                                                 .userspace_addr = (uint64_t)(uintptr_t)m->memory};
+    CALL(m->vm, KVM_SET_USER_MEMORY_REGION, &region);
+}
+
+static void create_chips(struct machine *m)
+{
+    uint64_t identity_map = 0xFFFBC000;
+    CALL(m->vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map);
+    CALL(m->vm, KVM_SET_TSS_ADDR, 0xFFFBD000);
+    CALL(m->vm, KVM_CREATE_IRQCHIP, 0);
+    struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
+    CALL(m->vm, KVM_CREATE_PIT2, &pit);
+}
+
 static void create(struct machine *m, const uint8_t *guest, size_t guest_size, uint64_t size)
 {
     m->size = size;
@@ -120,20 +146,110 @@ static void create(struct machine *m, const uint8_t *guest, size_t guest_size, u
     m->memfd = memfd_create("guest-memory", MFD_CLOEXEC);
     if (m->memfd < 0 || ftruncate(m->memfd, (off_t)size) < 0)
         err(125, "memfd");
-    m->memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, m->memfd, 0);
-    if (m->memory == MAP_FAILED)
-        err(125, "mmap of guest memory");
-    struct kvm_userspace_memory_region region = {.memory_size = size,
-                                                 .userspace_addr = (uint64_t)(uintptr_t)m->memory};
-    CALL(m->vm, KVM_SET_USER_MEMORY_REGION, &region);
-    uint64_t identity_map = 0xFFFBC000;
-    CALL(m->vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map);
-    CALL(m->vm, KVM_SET_TSS_ADDR, 0xFFFBD000);
-    CALL(m->vm, KVM_CREATE_IRQCHIP, 0);
-    struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
-    CALL(m->vm, KVM_CREATE_PIT2, &pit);
+    map_memory(m, MAP_SHARED);
+    create_chips(m);
     memcpy(m->memory + ENTRY, guest, guest_size);
     create_vcpu(m);
+}
+
+/* All that a machine's memory does not hold, as KVM tells it. */
+struct state {
+    struct kvm_cpuid2 *cpuid;
+    struct kvm_msrs *msrs;
+    struct kvm_mp_state mp_state;
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+    struct kvm_xsave xsave;
+    struct kvm_xcrs xcrs;
+    struct kvm_debugregs debugregs;
+    struct kvm_lapic_state lapic;
+    struct kvm_vcpu_events events;
+    struct kvm_irqchip chips[3];
+    struct kvm_pit_state2 pit;
+    struct kvm_clock_data clock;
+};
+
+/* Room for `count` rows of a table of KVM's. */
+static void *rows(size_t head, size_t row, size_t count)
+{
+    void *table = calloc(1, head + row * count);
+    if (table == NULL)
+        err(125, "calloc");
+    return table;
+}
+
+static struct kvm_msrs *get_msrs(struct machine *m)
+{
+    struct kvm_msr_list probe = {0}, *list;
+    ioctl(m->kvm, KVM_GET_MSR_INDEX_LIST, &probe); /* E2BIG: nmsrs says how many */
+    list = rows(sizeof(*list), sizeof(list->indices[0]), probe.nmsrs);
+    list->nmsrs = probe.nmsrs;
+    CALL(m->kvm, KVM_GET_MSR_INDEX_LIST, list);
+
+    struct kvm_msrs *msrs = rows(sizeof(*msrs), sizeof(msrs->entries[0]), list->nmsrs);
+    struct kvm_msrs *one = rows(sizeof(*one), sizeof(one->entries[0]), 1);
+    one->nmsrs = 1;
+    for (uint32_t i = 0; i < list->nmsrs; i++) { /* only those that this vCPU has */
+        one->entries[0].index = list->indices[i];
+        if (CALL(m->vcpu, KVM_GET_MSRS, one) == 1)
+            msrs->entries[msrs->nmsrs++] = one->entries[0];
+    }
+    free(one);
+    free(list);
+    return msrs;
+}
+
+static void capture(struct machine *m, struct state *s)
+{
+    s->cpuid = rows(sizeof(*s->cpuid), sizeof(s->cpuid->entries[0]), CPUID_ENTRIES);
+    s->cpuid->nent = CPUID_ENTRIES;
+    CALL(m->kvm, KVM_GET_SUPPORTED_CPUID, s->cpuid);
+    m->run->immediate_exit = 1; /* completes the access of the last exit */
+    ioctl(m->vcpu, KVM_RUN, 0);
+    CALL(m->vcpu, KVM_GET_MP_STATE, &s->mp_state);
+    CALL(m->vcpu, KVM_GET_REGS, &s->regs);
+    CALL(m->vcpu, KVM_GET_SREGS, &s->sregs);
+    CALL(m->vcpu, KVM_GET_XSAVE, &s->xsave);
+    CALL(m->vcpu, KVM_GET_XCRS, &s->xcrs);
+    CALL(m->vcpu, KVM_GET_DEBUGREGS, &s->debugregs);
+    CALL(m->vcpu, KVM_GET_LAPIC, &s->lapic);
+    s->msrs = get_msrs(m);
+    CALL(m->vcpu, KVM_GET_VCPU_EVENTS, &s->events);
+    for (uint32_t chip = 0; chip < 3; chip++) {
+        s->chips[chip].chip_id = chip;
+        CALL(m->vm, KVM_GET_IRQCHIP, &s->chips[chip]);
+    }
+    CALL(m->vm, KVM_GET_PIT2, &s->pit);
+    CALL(m->vm, KVM_GET_CLOCK, &s->clock);
+    s->clock.flags = 0;
+}
+
+/* A new machine with the state in `s`, its memory a private copy of `memfd`. */
+static void restore(struct machine *m, struct state *s, int memfd, uint64_t size)
+{
+    m->size = size;
+    m->memfd = dup(memfd);
+    m->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (m->kvm < 0)
+        err(125, "/dev/kvm");
+    m->vm = CALL(m->kvm, KVM_CREATE_VM, 0);
+    map_memory(m, MAP_PRIVATE);
+    create_chips(m);
+    new_vcpu(m);
+    CALL(m->vcpu, KVM_SET_CPUID2, s->cpuid);
+    for (uint32_t chip = 0; chip < 3; chip++)
+        CALL(m->vm, KVM_SET_IRQCHIP, &s->chips[chip]);
+    CALL(m->vcpu, KVM_SET_SREGS, &s->sregs);
+    CALL(m->vcpu, KVM_SET_XCRS, &s->xcrs);
+    CALL(m->vcpu, KVM_SET_XSAVE, &s->xsave);
+    CALL(m->vcpu, KVM_SET_MSRS, s->msrs);
+    CALL(m->vcpu, KVM_SET_LAPIC, &s->lapic);
+    CALL(m->vcpu, KVM_SET_REGS, &s->regs);
+    CALL(m->vcpu, KVM_SET_DEBUGREGS, &s->debugregs);
+    CALL(m->vcpu, KVM_SET_MP_STATE, &s->mp_state);
+    CALL(m->vcpu, KVM_SET_VCPU_EVENTS, &s->events);
+    CALL(m->vm, KVM_SET_PIT2, &s->pit);
+    CALL(m->vm, KVM_SET_CLOCK, &s->clock);
 }
 
 static void destroy(struct machine *m)
@@ -226,6 +342,29 @@ static int bench_start(struct machine *m)
     return 0;
 }
 
+/* The second machine that goes on from there is measured, as in create.py. */
+static int bench_restore(struct machine *m)
+{
+    struct state state;
+    uint64_t times[3];
+
+    run(m);
+    run(m);
+    capture(m, &state);
+    for (int i = 0; i < 2; i++) {
+        struct machine other;
+        times[0] = now_ns();
+        restore(&other, &state, m->memfd, m->size);
+        run(&other);
+        times[1] = now_ns();
+        destroy(&other);
+        times[2] = now_ns();
+    }
+    printf("%llu %llu\n", (unsigned long long)(times[1] - times[0]),
+           (unsigned long long)(times[2] - times[1]));
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     static uint8_t guest[1 << 16];
@@ -233,7 +372,7 @@ int main(int argc, char **argv)
     int warm = 0; /* create: the second machine of the process is measured, as in create.py */
 
     if (argc < 4)
-        errx(125, "usage: floor exits|echo|create|start GUEST SIZE [REST]");
+        errx(125, "usage: floor exits|echo|create|restore|start GUEST SIZE [REST]");
     int fd = open(argv[2], O_RDONLY);
     ssize_t guest_size = read(fd, guest, sizeof(guest));
     if (guest_size <= 0)
@@ -251,6 +390,8 @@ int main(int argc, char **argv)
             return bench_exits(&m);
         if (strcmp(argv[1], "start") == 0)
             return bench_start(&m);
+        if (strcmp(argv[1], "restore") == 0)
+            return bench_restore(&m);
         run(&m);
         uint64_t first_exit = now_ns();
         destroy(&m);
