@@ -227,12 +227,24 @@ def boot(config: MachineConfig, args: Any, timeout: float | None) -> int:
     """Boot on the terminal; returns the exit code."""
     from pykvm.machine import Machine
 
+    def make() -> Machine:
+        machine = Machine(config)
+        machine.on_silence = _tell_of_silence
+        return machine
+
     if not _is_followed(args):
-        return on_terminal(Machine(config), args, timeout)
+        return on_terminal(make(), args, timeout)
     from pykvm.debug.follow import Follower
 
     with Follower(args, number(args.trace_hz, "--trace-hz", int)) as follower:
-        return on_terminal(Machine(config), args, timeout, follower)
+        return on_terminal(make(), args, timeout, follower)
+
+
+def _tell_of_silence(where: str) -> None:
+    complain(
+        "pykvm: the guest has not said a word yet; if it hangs, --timeout S ends it with a report; "
+        f"if it need not, check console=ttyS0 in --append{where}"
+    )
 
 
 def _is_followed(args: Any) -> bool:

@@ -111,6 +111,7 @@ class Machine:
         self.generation = 0  # how often it was restored or forked since it was booted
         self.vcpu_format: VcpuFormat | None = None  # see `snapshot.capture`
         self._unclaimed: dict[str, bytes] = {}  # states of devices that are still to be attached
+        self.on_silence: Callable[[str], None] | None = None  # told where the vCPUs are, once
         self.on_snapshot_key: Callable[[], None] | None = None  # Ctrl-A s
         self.console_triggers: list[ConsoleTrigger] = []
         self.on_snapshot_request: Callable[[], None] | None = None  # the guest's own, by a port

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pykvm.vcpu import Vcpu
 
 LINES_KEPT = 12
+LINE_MAX = 200  # characters of a line, its last
 ESCAPE_SEQUENCE: Final = rb"\x1b\[[0-9;?]*[A-Za-z]|\r"  # ECMA-48 CSI, as terminals obey
 INSTRUCTION_MAX = 15  # bytes, Intel SDM vol. 2A §2.3.11
 
@@ -178,7 +179,7 @@ def _last_words(machine: Machine) -> list[str]:
     words = [line for line in text.split("\n") if line.strip()][-LINES_KEPT:]
     if not words:
         return ["  the console said nothing"]
-    return ["  last console lines:", *(f"  | {line}" for line in words)]
+    return ["  last console lines:", *(f"  | {line[-LINE_MAX:]}" for line in words)]
 
 
 def _remedy(reason: Reason, console: bytes) -> str:

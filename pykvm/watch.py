@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CONSOLE_KEPT = 4 << 20  # bytes of console output kept for `Outcome.console`, at least
 INPUT_AHEAD = 1 << 16  # bytes read from the console ahead of the guest
 LINE_S = 0.001  # how long a console byte waits for the rest of its line
+SILENCE_S = 60.0  # without a word from the guest, after which the user is told
 HEALTH_FIRST_S, HEALTH_LONGEST_S = 0.5, 8.0  # between looks at a silent machine
 
 
@@ -40,6 +41,7 @@ class Watcher:
         self._health_at = now + HEALTH_FIRST_S
         self._health_interval = HEALTH_FIRST_S
         self._exits = -1  # at the last look
+        self._silent_at = now + SILENCE_S if machine.on_silence else None
 
     def watch(self) -> None:
         """Return when the run has ended, by somebody else or by what is seen here."""
@@ -56,6 +58,9 @@ class Watcher:
         times = [self._health_at]
         if machine.tracer is not None:
             times.append(machine.tracer.tick(now))
+        if self._silent_at is not None:
+            times.append(self._silent_at)
+            self._listen(now)
         if panic.seen:
             self._panic_at = self._panic_at or now
             times.append(self._panic_at + panic.grace_s)
@@ -66,6 +71,19 @@ class Watcher:
             if now >= self._deadline:
                 machine.stop(Reason.TIMEOUT)
         return min(times)
+
+    def _listen(self, now: float) -> None:
+        """Tell, once, of a guest that has not said a word: it may hang, or talk to another device.
+
+        Not to end it: neither is certain.
+        """
+        machine = self._machine
+        if machine.console_log:
+            self._silent_at = None
+        elif self._silent_at is not None and now >= self._silent_at:
+            self._silent_at = None
+            if machine.on_silence is not None:
+                machine.on_silence(self._whereabouts().decode().replace("\r", ""))
 
     def _look_after_health(self, now: float) -> None:
         """A machine that made no exit since the last look may be dead. Ever more seldom."""

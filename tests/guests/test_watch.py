@@ -94,6 +94,22 @@ def test_ctrl_a_x_ends_the_machine() -> None:
     assert (outcome.reason, outcome.code, outcome.report) == (Reason.QUIT, 0, "")
 
 
+@pytest.mark.parametrize(("text", "told"), [(b"", 1), (b"ready\n", 0)])
+def test_a_guest_without_a_word_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, text: bytes, told: int
+) -> None:
+    monkeypatch.setattr("pykvm.watch.SILENCE_S", 0.05)
+    monkeypatch.setattr("pykvm.watch.HEALTH_FIRST_S", 0.05)
+    code = bytes.fromhex(SAY.format(length=len(text).to_bytes(4, "little").hex()) + SPIN)
+    words: list[str] = []
+    with Machine(MachineConfig(kernel=code, memory=2 << 20, mode=CpuMode.LONG)) as vm:
+        vm.memory.write(TEXT, text)
+        vm.on_silence = words.append
+        assert vm.run(0.3).reason is Reason.TIMEOUT
+    assert len(words) == told
+    assert all("vCPU 0: at 0x10" in each for each in words)
+
+
 def test_ctrl_a_h_shows_the_keys() -> None:
     console: Any = Keys("hx")
     run(b"ready\n", SPIN, console)
