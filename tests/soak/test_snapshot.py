@@ -1,0 +1,68 @@
+"""A thousand restores, ten thousand resets: no descriptor, thread or page is lost."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+
+from pykvm import guest_programs
+from pykvm.config import MachineConfig
+from pykvm.machine import Machine
+
+MEMORY = 16 << 20
+TIMEOUT_S = 60.0
+RESTORES = 1_000
+RESETS = 10_000
+SLACK_KIB = 2048  # of an allocator that keeps what it had
+
+
+def used() -> tuple[int, int, int]:
+    """Descriptors, threads, KiB of memory that is no file's."""
+    gc.collect()
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    memory = int(fields["RssAnon"].split()[0])
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), memory
+
+
+def check_growth(before: tuple[int, int, int]) -> None:
+    after = used()
+    assert after[:2] == before[:2]
+    assert after[2] - before[2] < SLACK_KIB
+
+
+def captured() -> Machine:
+    """A machine that waits after its first round."""
+    kernel = guest_programs.path("snapshot")
+    cmdline = "rounds=2 ask=1 ticks=1 touch=16"
+    vm = Machine(MachineConfig(kernel=kernel, memory=MEMORY, cmdline=cmdline))
+    vm.on_snapshot_request = vm.stop
+    vm.run(timeout=TIMEOUT_S)
+    return vm
+
+
+def test_restores_leave_nothing_behind(tmp_path: Path) -> None:
+    with captured() as vm:
+        vm.snapshot(tmp_path / "snap")
+
+    def go_on() -> None:
+        with Machine.restore(tmp_path / "snap") as restored:
+            assert restored.run(timeout=TIMEOUT_S).code == 0
+
+    for _ in range(20):
+        go_on()
+    before = used()
+    for _ in range(RESTORES):
+        go_on()
+    check_growth(before)
+
+
+def test_resets_leave_nothing_behind() -> None:
+    with captured() as vm, vm.fork() as fork:
+        for number in range(RESETS + 200):
+            if number == 200:
+                before = used()
+            assert fork.run(timeout=TIMEOUT_S).code == 0
+            fork.reset()
+        check_growth(before)
