@@ -353,7 +353,7 @@ static void settle(struct pair *p)
 
     p->io.ready_fd = p->wire.fd;
     p->io.ready_events = 0;
-    if (!link && p->wire.ops->accept)
+    if (!link && p->net->config.listening)
         p->io.ready_events = POLLIN;
     if (link && receives && __atomic_load_n(&p->active, __ATOMIC_RELAXED))
         p->io.ready_events |= POLLIN;
@@ -385,7 +385,7 @@ static void ready(void *device)
 {
     struct pair *p = device;
 
-    if (!pk_wire_link(&p->wire) && p->wire.ops->accept)
+    if (!pk_wire_link(&p->wire) && p->net->config.listening)
         p->wire.ops->accept(&p->wire);
     if (!p->starved)
         receive(p);

@@ -64,7 +64,7 @@ struct pk_wire_ops {
     int has_size;   /* or with their size in front */
     int (*open)(struct pk_wire *wire, uint32_t pair);
     void (*close)(struct pk_wire *wire);
-    /* Without a link, `fd` is ready. NULL for wires that always have one. */
+    /* `fd` is ready, where the other end will connect to. */
     void (*accept)(struct pk_wire *wire);
     /* The next packet: 1, or 0 when there is none for now. Some of it may be placed into the
      * driver's buffers, `num` of them; there is room for one more iovec. */
