@@ -32,6 +32,7 @@ MODULES: Final = (
     "overlay",
     "kvm-amd",
     "tun",  # TAP
+    "bridge",
     "vhost_net",
     "vhost_vsock",
 )
