@@ -145,6 +145,12 @@ OPTIONS = (
     ),
     Option("--stats", "[=live]", "at the end, or while it runs, a table of exits and their cost"),
     Option("--plot", "FILE.svg", "a picture of the boot: its timeline, the guest's memory"),
+    Option(
+        "--gdb",
+        "[HOST:]PORT|unix:PATH",
+        "listen for a gdb (target remote); HOST is 127.0.0.1 unless given, port 0 a free one",
+    ),
+    Option("--wait-gdb", "", "run no instruction before gdb says so"),
     Option("--timeout", "S", "end the guest after S seconds, with code 124"),
     Option(
         "--lab",
@@ -219,6 +225,8 @@ def run(args: Any) -> int:
         rng=args.rng,
         vsock=_vsock(args.vsock),
         transport=args.transport,
+        gdb=args.gdb,
+        wait_gdb=args.wait_gdb,
     )
     return boot(config, args, timeout)
 
@@ -265,6 +273,13 @@ def on_terminal(
             from pykvm.snapshot.trigger import arm
 
             arm(machine, args.snapshot, args.snapshot_at)
+        if machine.debugger:
+            waiting = "; the guest waits for it" if machine.config.wait_gdb else ""
+            print(
+                f"pykvm: gdb: target remote {machine.debugger.where}{waiting}",
+                file=sys.stderr,
+                flush=True,
+            )
         console = open_console(args.serial)
         try:
             _catch_signals(machine)

@@ -68,6 +68,9 @@ class MachineConfig(Record):
         """Whether any virtio device is asked for."""
         return bool(self.disks or self.nets or self.shares or self.rng or self.vsock)
 
+    gdb: str | None = None  # where to listen for gdb: [HOST:]PORT or unix:PATH
+    wait_gdb: bool = False  # no instruction before a gdb says so
+
     def __post_init__(self) -> None:
         if self.memory < MEMORY_MIN:
             raise ConfigError(
@@ -85,5 +88,7 @@ class MachineConfig(Record):
             raise ConfigError(
                 f"--transport: {self.transport!r} is unknown; write {' or '.join(TRANSPORTS)}"
             )
+        if self.wait_gdb and self.gdb is None:
+            raise ConfigError("--wait-gdb: there is nobody to wait for; add --gdb 1234")
         if "\0" in self.cmdline:
             raise ConfigError("--append: the command line contains a NUL byte; remove it")

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+    from pykvm.debug.control import RunControl
+    from pykvm.debug.server import Server
     from pykvm.debug.trace import Tracer
     from pykvm.virtio.mmio import MmioTransport
     from pykvm.virtio.pci import PciTransport
@@ -100,10 +102,13 @@ class Machine:
         self._ending: _Ending | None = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()  # _ending and _error; reentrant: stop() in a signal handler
-        self._parking = threading.Condition()  # _pauses, _parked, _running
+        self._parking = threading.Condition()  # _pauses, _parked, _running, _held
         self._pauses = 0  # one within another
         self._parked = 0
         self._running = 0
+        self._held: set[int] = set()  # vCPUs that a debugger keeps out of the guest
+        self.control: RunControl | None = None  # a debugger's, when there is one
+        self.debugger: Server | None = None
         self.panic = PanicWatch()
         self._watcher: Watcher | None = None
         self.template: Template | None = None  # what `fork` and `reset` go back to
@@ -123,6 +128,11 @@ class Machine:
                 self._boot()
             else:
                 self._go_on(template)
+            if config.gdb is not None:
+                from pykvm.debug.server import Server
+
+                server = Server(self, self.run_control(), config.gdb)
+                self.debugger = self._resources.enter_context(server)
         except BaseException:
             self.close()
             raise
@@ -329,12 +339,15 @@ class Machine:
         self.tracer = tracer
         if tracer is not None:
             tracer.start(self)
+        if self.debugger and self.config.wait_gdb:
+            self.debugger.wait()
         started = time.monotonic()
         threads = self._start_vcpus()
         try:
             self._watcher.watch()
         finally:
             self._finish(Reason.QUIT)  # only counts when an exception brought us here
+            self.release(range(len(self.vcpus)))  # those that a debugger holds
             self.serial.stop_waiting()
             self._join(threads)
             if tracer is not None:
@@ -346,7 +359,12 @@ class Machine:
         self._watcher.finish(PATIENCE_S if by_user or self._error else None)
         if self._error is not None:
             raise self._error
-        return self._outcome(time.monotonic() - started)
+        if self.debugger:
+            self.debugger.let_go()
+        outcome = self._outcome(time.monotonic() - started)
+        if self.debugger:
+            self.debugger.say_goodbye(outcome.code)
+        return outcome
 
     def stop(self, reason: Reason = Reason.QUIT, code: int | None = None) -> None:
         """End the run from any thread, a device or a signal handler."""
@@ -403,9 +421,12 @@ class Machine:
 
     def _on_exit(self, vcpu: Vcpu, exit: Any) -> bool:
         """Every exit that is no access. True: go on. On the vCPU's thread."""
+        if self.control is not None and self.control.on_exit(vcpu, exit):
+            self._park(vcpu)
+            return self._ending is None
         match exit.kind:
             case lib.PK_EXIT_KICK:
-                self._park()
+                self._park(vcpu)
             case lib.PK_EXIT_SHUTDOWN:
                 self._finish(Reason.TRIPLE_FAULT, vcpu=vcpu)
             case lib.PK_EXIT_FAIL_ENTRY:
@@ -477,15 +498,42 @@ class Machine:
             self._pauses -= 1
             self._parking.notify_all()
 
-    def _park(self) -> None:
-        """On a kicked vCPU's thread: stay until the pause is over."""
+    def hold(self, vcpus: Iterable[int], but: int | None = None) -> None:
+        """Keep these vCPUs outside the guest until `release`: they get there soon, and `paused`
+        waits for it. `but` is on its way there by itself. Any thread."""
         with self._parking:
-            if not self._pauses:
+            new = set(vcpus) - self._held
+            self._held |= new
+        for id in new - {but}:
+            self.vcpus[id].kick()
+
+    def release(self, vcpus: Iterable[int]) -> None:
+        """Let these vCPUs go on. Any thread."""
+        with self._parking:
+            self._held -= set(vcpus)
+            self._parking.notify_all()
+
+    def _park(self, vcpu: Vcpu) -> None:
+        """On a kicked vCPU's thread: stay until the pause is over and no debugger holds it."""
+
+        def free() -> bool:
+            return not self._pauses and vcpu.id not in self._held
+
+        with self._parking:
+            if free():
                 return
             self._parked += 1
             self._parking.notify_all()
-            self._parking.wait_for(lambda: not self._pauses or self._ending is not None)
+            self._parking.wait_for(lambda: self._ending is not None or free())
             self._parked -= 1
+
+    def run_control(self) -> RunControl:
+        """What stops and steps vCPUs, for a debugger; made when first asked for."""
+        if self.control is None:
+            from pykvm.debug.control import RunControl
+
+            self.control = RunControl(self)
+        return self.control
 
     def empty_console(self) -> None:
         """Move what the guest has sent out of the serial port: it is no part of its state."""

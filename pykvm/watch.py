@@ -42,6 +42,7 @@ class Watcher:
         self._health_interval = HEALTH_FIRST_S
         self._exits = -1  # at the last look
         self._silent_at = now + SILENCE_S if machine.on_silence else None
+        self._looked_at = now
 
     def watch(self) -> None:
         """Return when the run has ended, by somebody else or by what is seen here."""
@@ -53,6 +54,10 @@ class Watcher:
     def _look(self, now: float) -> float:
         """End the run if it is time to; return when to look again."""
         machine, panic = self._machine, self._machine.panic
+        stood, self._looked_at = now - self._looked_at, now
+        if machine.debugger and machine.debugger.stopped:
+            self._forgive(stood)
+            return now + HEALTH_LONGEST_S
         if now >= self._health_at:
             self._look_after_health(now)
         times = [self._health_at]
@@ -97,11 +102,27 @@ class Watcher:
                 states = [Snapshot.of(vcpu) for vcpu in machine.vcpus]
             match self._health.check(states):
                 case "halted":
-                    machine.stop(Reason.HALTED)
+                    self._dead(Reason.HALTED)
                 case "hung":
-                    machine.stop(Reason.HUNG)
+                    self._dead(Reason.HUNG)
             self._health_interval = min(self._health_interval * 2, HEALTH_LONGEST_S)
         self._health_at = now + self._health_interval
+
+    def _dead(self, reason: Reason) -> None:
+        """Nothing can happen any more: the end, unless a gdb is there to look."""
+        debugger = self._machine.debugger
+        if debugger and debugger.connected:
+            debugger.give_up(f"the guest is {reason.value}")
+        else:
+            self._machine.stop(reason)
+
+    def _forgive(self, seconds: float) -> None:
+        """The guest stood still for a debugger: these seconds do not count."""
+        self._health_at += seconds
+        if self._deadline is not None:
+            self._deadline += seconds
+        if self._panic_at is not None:
+            self._panic_at += seconds
 
     def _wait(self, seconds: float) -> None:
         """Sleep until there is something to move, at most `seconds`; then move it."""
@@ -116,7 +137,12 @@ class Watcher:
             poll.register(console.output_fd(), select.POLLOUT)
         else:
             poll.register(serial.output_fd, select.POLLIN)
+        debugger = self._machine.debugger
+        for fd, events in debugger.polls() if debugger else ():
+            poll.register(fd, events)
         ready = {fd for fd, _ in poll.poll(seconds * 1000)}
+        if debugger and not self._machine.ended:
+            debugger.serve(ready)
         for fd in ready.intersection(inputs):
             self._input += console.read(fd)
         for letter in console.take_commands():

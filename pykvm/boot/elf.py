@@ -80,6 +80,11 @@ class Elf(Record):
         """The PT_LOAD segments that take up memory."""
         return tuple(s for s in self.segments if s.type == PT_LOAD and s.memory_size)
 
+    @property
+    def linked(self) -> tuple[tuple[int, int, int], ...]:
+        """Where the segments will be mapped: (vaddr, paddr, size), for `Entry.linked`."""
+        return tuple((s.vaddr, s.paddr, s.memory_size) for s in self.loadable)
+
     def physical_entry(self) -> int:
         """e_entry as a physical address. Raises `BootError` when it lies in no segment.
 

@@ -29,6 +29,7 @@ class Entry(Record):
     regs: Mapping[str, int] = {}  # general registers, by name; others are 0
     segments: Mapping[str, int] = {}  # REAL only: selectors by name
     symbols: bytes | memoryview | None = None  # an ELF image whose symbol table names functions
+    linked: tuple[tuple[int, int, int], ...] = ()  # of an ELF: vaddr, paddr and size by segment
     notes: tuple[str, ...] = ()  # what the user should know: one line each, for stderr
 
 

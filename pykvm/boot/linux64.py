@@ -39,4 +39,4 @@ def load(
     claims = Claims(memory, spec, CpuMode.LONG)
     elf.load_segments(kernel, memory, claims, file)
     regs = write_zero_page(memory, spec, claims, header or SetupHeader.for_vmlinux())
-    return Entry("linux64", CpuMode.LONG, rip, regs, symbols=kernel.symbols)
+    return Entry("linux64", CpuMode.LONG, rip, regs, symbols=kernel.symbols, linked=kernel.linked)

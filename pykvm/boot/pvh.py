@@ -72,7 +72,7 @@ def load(image: memoryview, memory: GuestMemory, spec: BootSpec, file: int | Non
     modules = _place_modules(memory, spec, claims)
     memory.write(layout.START_INFO, _start_info(memory, spec, cmdline, modules))
     regs = {"rbx": layout.START_INFO}
-    return Entry("pvh", CpuMode.PROTECTED, rip, regs, symbols=kernel.symbols)
+    return Entry("pvh", CpuMode.PROTECTED, rip, regs, symbols=kernel.symbols, linked=kernel.linked)
 
 
 def _place_modules(
