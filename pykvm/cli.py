@@ -69,6 +69,10 @@ def _command(words: list[str], command: list[str]) -> int:
         from pykvm.cli_boot import main as boot
 
         return boot(words[1:], command)
+    if words[:1] == ["shell"]:
+        from pykvm.cli_boot import main as shell
+
+        return shell(words[1:], command, "shell")
     if words[:1] == ["restore"]:
         from pykvm.cli_restore import main as restore
 

@@ -166,13 +166,13 @@ OPTIONS = (
 )
 
 
-def main(words: list[str], command: list[str]) -> int:
-    """``pykvm boot WORDS -- COMMAND``; returns the exit code."""
+def main(words: list[str], command: list[str], name: str = "boot") -> int:
+    """``pykvm boot WORDS -- COMMAND``, or ``shell``; returns the exit code."""
     args = parse(words, OPTIONS)
     if args.help:
-        print(HELP.format(options=describe(OPTIONS)))
+        print(HELP.format(options=describe(OPTIONS)).replace("pykvm boot [", f"pykvm {name} [", 1))
         return 0
-    args.words, args.command = ["boot", *words], command
+    args.words, args.command = [name, *words], command
     args.image = args.operands.pop(0) if args.operands else None
     if args.operands:
         raise ConfigError(
@@ -228,6 +228,10 @@ def run(args: Any) -> int:
         gdb=args.gdb,
         wait_gdb=args.wait_gdb,
     )
+    if args.words[0] == "shell":
+        from pykvm.cli_shell import interact
+
+        return interact(config)
     return boot(config, args, timeout)
 
 
@@ -457,7 +461,7 @@ def _boot_in_lab(args: Any, kernel: str, problem: str, storage: Storage | None) 
     pykvm = [sys.executable, "-m", "pykvm"]
     words = [word for word in args.words if word != "--lab"]
     if args.kernel is None and args.image is None:
-        words.insert(words.index("boot") + 1, f"--kernel={kernel}")
+        words.insert(1, f"--kernel={kernel}")
     folders: set[str] = set()
     if storage is not None:
         files = [disk.path for disk in storage.disks if disk.path and not disk.read_only]

@@ -17,6 +17,7 @@ from pykvm.outcome import CODE_FAILURE
 # Module (None: `cli` knows it), gloss.
 COMMANDS = {
     "boot": (None, "boot a kernel and give back its verdict"),
+    "shell": (None, "a Python prompt with a machine that has not started; boot's options"),
     "restore": (None, "go on where a snapshot was taken"),
     "kernel": ("pykvm.cli_kernel", "fetch, build and list kernels"),
     "explain": ("pykvm.cli_explain", "tell where the time of a traced boot went"),

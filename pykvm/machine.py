@@ -58,14 +58,16 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-    from pykvm.debug.control import RunControl
+    from pykvm.debug.control import RunControl, Stop
     from pykvm.debug.server import Server
+    from pykvm.debug.symboltable import SymbolTable
     from pykvm.debug.trace import Tracer
+    from pykvm.debug.view import Listing
     from pykvm.virtio.mmio import MmioTransport
     from pykvm.virtio.pci import PciTransport
 
 # After these the guest is where it was, and may go on.
-RESUMABLE = frozenset({Reason.TIMEOUT, Reason.QUIT, Reason.SIGNAL})
+RESUMABLE = frozenset({Reason.TIMEOUT, Reason.QUIT, Reason.SIGNAL, Reason.DEBUGGER})
 LEAVE_S = 60.0  # for a kicked vCPU to leave the guest: microseconds, but for a sick host
 PATIENCE_S = 1.0  # for a reader of the console that does not read, when the user has ended the run
 XAPIC_IDS = 255  # APIC ids that fit 8 bits, the broadcast id left out
@@ -109,6 +111,7 @@ class Machine:
         self._held: set[int] = set()  # vCPUs that a debugger keeps out of the guest
         self.control: RunControl | None = None  # a debugger's, when there is one
         self.debugger: Server | None = None
+        self._symbols: SymbolTable | None = None
         self.panic = PanicWatch()
         self._watcher: Watcher | None = None
         self.template: Template | None = None  # what `fork` and `reset` go back to
@@ -267,6 +270,7 @@ class Machine:
             vcpu.set_cpuid(table)
             x86.set_memory_types(vcpu)
             self.vcpus.append(vcpu)
+        self.memory.vcpu = self.vcpus[0]
 
     # ── devices of the user's own ────────────────────────────────────────────────────────────
 
@@ -534,6 +538,42 @@ class Machine:
 
             self.control = RunControl(self)
         return self.control
+
+    # ── looking inside: see `debug.view` ─────────────────────────────────────────────────────
+
+    @property
+    def symbols(self) -> SymbolTable:
+        """The guest's names and their addresses; looked for again while there are none."""
+        if not self._symbols:
+            from pykvm.debug import symboltable
+
+            self._symbols = symboltable.of(self)
+        return self._symbols
+
+    def step(self, count: int = 1, vcpu: int = 0) -> Stop | Outcome:
+        """Run `count` instructions of one vCPU, the others standing still. While nothing runs."""
+        from pykvm.debug import view
+
+        return view.step(self, count, vcpu)
+
+    def run_until(
+        self,
+        where: int | str | Callable[[Machine], Any],
+        timeout: float | None = None,
+        vcpu: int = 0,
+    ) -> Stop | Outcome:
+        """Run to an address or a symbol, or until ``where(vm)`` is true: that is asked after every
+        single instruction of `vcpu`, so it is slow. The answer says where and why it stopped, or
+        is the `Outcome` of a run that ended before."""
+        from pykvm.debug import view
+
+        return view.run_until(self, where, timeout, vcpu)
+
+    def disassemble(self, gva: int | str | None = None, n: int = 10, vcpu: int = 0) -> Listing:
+        """`n` instructions at an address or a symbol; by default where the vCPU is."""
+        from pykvm.debug import view
+
+        return view.disassemble(self, gva, n, vcpu)
 
     def empty_console(self) -> None:
         """Move what the guest has sent out of the serial port: it is no part of its state."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final, Self
 
+    from pykvm.debug.pagewalk import Walk
+    from pykvm.vcpu import Vcpu
+
 # From this size on, writing to the memfd is twice as fast as to its mapping: no page faults.
 PWRITE_SIZE: Final = 1 << 20
 
@@ -66,6 +69,7 @@ class GuestMemory:
         check(result, f"memfd of {size} bytes for guest memory", "try a smaller --memory")
         self.size = size
         self.placed: list[tuple[int, int, str]] = []  # what the loader put where: gpa, end, what
+        self.vcpu: Vcpu | None = None  # whose page tables `walk` follows unless told
 
     @property
     def is_private(self) -> bool:
@@ -87,6 +91,14 @@ class GuestMemory:
     def contains(self, gpa: int, size: int = 1) -> bool:
         """Whether all of [gpa, gpa + size) is guest memory."""
         return any(r.gpa <= gpa and gpa + size <= r.end for r in self.regions)
+
+    def walk(self, gva: int, vcpu: Vcpu | None = None) -> Walk:
+        """How the page tables translate `gva`, level by level; shows as a drawing."""
+        from pykvm.debug.pagewalk import Paging, walk
+
+        which = vcpu or self.vcpu
+        assert which is not None  # a machine's memory has one
+        return walk(self, Paging.of(which.get_sregs()), gva)
 
     def view(self, gpa: int, size: int) -> memoryview:
         """A writable view of the guest's bytes, no copy. Raises `GuestMemoryError`."""

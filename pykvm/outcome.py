@@ -22,6 +22,7 @@ class Reason(Enum):
     TIMEOUT = "timeout"
     QUIT = "quit"
     SIGNAL = "signal"
+    DEBUGGER = "stopped by step or run_until"
     FAIL_ENTRY = "KVM_EXIT_FAIL_ENTRY"
     INTERNAL_ERROR = "KVM_EXIT_INTERNAL_ERROR"
 
@@ -35,6 +36,7 @@ CODES = {
     Reason.POWEROFF: 0,
     Reason.REBOOT: 0,
     Reason.QUIT: 0,
+    Reason.DEBUGGER: 0,
     Reason.PANIC: CODE_GUEST_CRASH,
     Reason.TRIPLE_FAULT: CODE_GUEST_CRASH,
     Reason.HALTED: CODE_GUEST_CRASH,

@@ -17,6 +17,8 @@ from pykvm.lean import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any, Self
 
+    from pykvm.debug.view import Registers
+
 PIO: int = lib.PK_EXIT_PIO
 MMIO: int = lib.PK_EXIT_MMIO
 KICK: int = lib.PK_EXIT_KICK
@@ -217,6 +219,13 @@ class Vcpu:
             self.set_sregs(sregs)
         else:
             raise KeyError(f"no general or control register is called {name!r}")
+
+    @property
+    def regs(self) -> Registers:
+        """Every register by name, to read and to set: ``vm.vcpus[0].regs.rip = 0x1000``."""
+        from pykvm.debug.view import Registers
+
+        return Registers(self)
 
     def translate(self, gva: int) -> int | None:
         """The gpa behind a guest-virtual address, or None when it is not mapped."""

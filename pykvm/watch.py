@@ -119,6 +119,8 @@ class Watcher:
     def _forgive(self, seconds: float) -> None:
         """The guest stood still for a debugger: these seconds do not count."""
         self._health_at += seconds
+        if self._silent_at is not None:
+            self._silent_at += seconds
         if self._deadline is not None:
             self._deadline += seconds
         if self._panic_at is not None:

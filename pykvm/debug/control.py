@@ -64,6 +64,7 @@ class RunControl:
         self.machine = machine
         self.breakpoints = Breakpoints(machine.memory, self.find, lambda: examine(machine.kvm))
         self.stopped = False
+        self.running: set[int] = set()  # who was let go last
         # A stop was noted, on a vCPU's thread: make the owning thread call `collect`.
         self.notify: Callable[[], None] = lambda: None
         # Asked after each step on the vCPU's thread: true to go on with the next.
@@ -177,6 +178,7 @@ class RunControl:
             running = set(self._plan)
         for file in self.files:
             file.drop()
+        self.running = running
         self.machine.release(running)
 
     def _arm(self, id: int, step: bool, but: int | None = None) -> None:

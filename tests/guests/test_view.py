@@ -1,0 +1,88 @@
+"""The Python view: stepping, looking and changing, on a machine that stands still."""
+
+from __future__ import annotations
+
+import pytest
+
+from pykvm import Machine, MachineConfig, guest_programs
+from pykvm.boot.entry import CpuMode
+from pykvm.outcome import Outcome, Reason
+
+# mov ecx, 5; L: inc dword [0x180000]; dec ecx; jnz L; mov dx, 0x5f8; mov al, 7; out dx, al
+COUNT = "b9 05 00 00 00  ff 04 25 00 00 18 00  ff c9 75 f5  66 ba f8 05 b0 07 ee eb fe"
+CODE, LOOP, COUNTER = 0x10_0000, 0x10_0005, 0x18_0000
+
+
+def machine(**options: object) -> Machine:
+    config = MachineConfig(kernel=bytes.fromhex(COUNT), memory=2 << 20, mode=CpuMode.LONG)
+    return Machine(config._replace(**options))
+
+
+def test_a_step_is_one_instruction_and_many_are_many() -> None:
+    with machine(cpus=2) as vm:
+        assert getattr(vm.step(), "address", None) == LOOP
+        assert vm.vcpus[0].regs.rip == LOOP
+        vm.step(7)
+        assert (vm.vcpus[0].regs.rip, vm.vcpus[0].regs.rcx) == (LOOP + 7, 3)
+        assert vm.run(timeout=20).code == 7
+
+
+def test_run_until_an_address_stops_there_every_time() -> None:
+    with machine() as vm:
+        for count in range(5):
+            assert getattr(vm.run_until(LOOP, timeout=20), "address", None) == LOOP
+            assert vm.memory.read(COUNTER, 1)[0] == count
+        end = vm.run_until(LOOP, timeout=20)
+        assert isinstance(end, Outcome)
+        assert (end.reason, end.code) == (Reason.EXIT, 7)
+
+
+def test_run_until_a_condition_holds() -> None:
+    with machine() as vm:
+        vm.run_until(lambda vm: vm.vcpus[0].regs.rcx == 2, timeout=20)
+        assert vm.vcpus[0].regs.rip == LOOP + 9
+        assert vm.memory.read(COUNTER, 1)[0] == 3
+
+
+def test_run_until_a_symbol_and_show_what_is_there() -> None:
+    config = MachineConfig(kernel=guest_programs.path("hello-elf64"), memory=16 << 20)
+    with Machine(config) as vm:
+        assert getattr(vm.run_until("main", timeout=20), "address", None) == vm.symbols["main"]
+        assert vm.symbols.find(vm.symbols["main"] + 2) == "main+0x2"
+        listing = vm.disassemble(n=3)
+        assert len(listing) == 3
+        assert "<main>" in repr(listing)
+        assert "push" in repr(listing)
+        assert "<table>" in listing._repr_html_()
+        with pytest.raises(KeyError):
+            vm.run_until("no such symbol")
+
+
+def test_registers_are_named_shown_and_set() -> None:
+    with machine() as vm:
+        regs = vm.vcpus[0].regs
+        regs.rip = LOOP + 11
+        assert f"rip {LOOP + 11:016x}" in repr(regs)
+        assert "cr3" in dir(regs)
+        assert "<th>rip</th>" in regs._repr_html_()
+        with pytest.raises(AttributeError, match="nosuch"):
+            regs.nosuch = 1
+        assert vm.run(timeout=20).code == 7
+        assert vm.memory.read(COUNTER, 1) == b"\0"
+
+
+def test_a_walk_agrees_with_kvm() -> None:
+    with machine() as vm:
+        found = vm.memory.walk(0x12_3456)
+        assert found.gpa == vm.vcpus[0].translate(0x12_3456) == 0x12_3456
+        assert "large page" in repr(found)
+        assert vm.memory.walk(1 << 40).gpa is None
+
+
+def test_a_device_is_replaced_between_steps() -> None:
+    with machine() as vm:
+        written: list[int | None] = []
+        vm.run_until(LOOP, timeout=20)
+        vm.pio(0x5F8)(lambda offset, size, value: written.append(value))
+        vm.run_until(lambda vm: bool(written), timeout=20)
+        assert written == [7]
