@@ -33,6 +33,7 @@ MSR_ENTRY: Final = struct.Struct("<I4xQ")  # struct kvm_msr_entry
 MSRS_HEAD: Final = struct.Struct("<I4x")  # struct kvm_msrs
 assert MSR_ENTRY.size == ffi.sizeof("struct kvm_msr_entry")
 assert MSRS_HEAD.size == ffi.sizeof("struct kvm_msrs")
+TSS_BUSY: Final = 1 << 1  # of the type of a TSS
 FAR: Final = 1 << 40  # TSC ticks: some minutes
 U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -92,6 +93,9 @@ class VcpuFormat:
 
     def __init__(self, machine: Machine) -> None:
         self.msrs = machine.kvm.msr_indices()
+        vendor = ffi.new("uint32_t[4]")
+        lib.pk_cpuid(0, 0, vendor)
+        self._is_amd = bytes(ffi.buffer(vendor))[4:8] == b"Auth"
         self._forms = _forms(machine)
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────
@@ -135,6 +139,8 @@ class VcpuFormat:
                     self._set_msrs(vcpu, msrs)
                 case "deadline":
                     self._set_msrs(vcpu, {MSR_TSC_DEADLINE: deadline} if deadline else {})
+                case "sregs":
+                    self._set(vcpu, name, self._with_task(parts[name]))
                 case _:
                     self._set(vcpu, name, parts[name])
 
@@ -144,6 +150,15 @@ class VcpuFormat:
             hint = f"the state has {len(data)} bytes, and this host's has {form.size}"
             raise KvmError(form.call("SET"), errno.EINVAL, hint)
         check(lib.pk_ioctl(vcpu.fd, form.set, ffi.from_buffer(data)), form.call("SET"))
+
+    def _with_task(self, sregs: bytes) -> bytes:
+        """SREGS with TR's type as an AMD processor keeps it: available, not busy. KVM reports the
+        bit always (arch/x86/kvm/svm/svm.c, svm_get_segment), and an emulated processor that finds
+        it set lets no program use ports."""
+        if not self._is_amd:
+            return sregs
+        at = ffi.offsetof("struct kvm_sregs", "tr", "type")  # the same in kvm_sregs2
+        return sregs[:at] + bytes([sregs[at] & ~TSS_BUSY]) + sregs[at + 1 :]
 
     def _set_tsc(self, vcpu: Vcpu, tsc: int) -> None:
         """KVM takes a TSC near to where the last one written would be by now for an attempt to

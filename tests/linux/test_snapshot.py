@@ -1,0 +1,55 @@
+"""A stock kernel goes on where it was saved, with its clock, timers, CPUs and disk; in the lab."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+SCRIPT = """
+b=/bin/busybox
+echo nonce $($b cat /proc/sys/kernel/random/boot_id) cpus $($b grep -c ^processor /proc/cpuinfo)
+for i in 1 2 3 4; do
+  sum=$($b dd if=/dev/vda iflag=direct bs=64k 2>/dev/null | $b md5sum | $b cut -c1-32)
+  echo tick $i up $($b cut -d' ' -f1 /proc/uptime) sum $sum
+  $b sleep 1
+done
+$b head -c 16 /dev/hwrng | $b md5sum
+"""
+
+
+def seconds(console: bytes) -> list[float]:
+    return [float(up) for up in re.findall(rb"up ([\d.]+)", console)]
+
+
+def test_a_stock_kernel_goes_on_where_it_was_saved(
+    in_lab: Callable[..., subprocess.CompletedProcess[bytes]],
+    debian_kernel: Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    pykvm = [sys.executable, "-m", "pykvm"]
+    (tmp_path / "script").write_text(SCRIPT)
+    disk, saved = tmp_path / "disk", tmp_path / "saved"
+    disk.write_bytes(bytes(range(256)) * 4096)
+    boot = [*pykvm, "boot", debian_kernel("6.12-cloud"), "-c", "2", "--rng"]
+    boot += ["--disk", f"{disk},ro", "--add", "/bin/busybox", "--add", f"{tmp_path}/script:/script"]
+    boot += ["--snapshot-at", "console:^tick 2 ", str(saved), "--", "busybox", "sh", "/script"]
+    done = in_lab(boot, writable=[str(tmp_path)])
+    assert b"cpus 2" in done.stdout
+    (checksum,) = set(re.findall(rb"sum (\w+)", done.stdout))
+    ups = seconds(done.stdout)
+    for clock in ("stay", "step"):
+        words = [*pykvm, "restore", "--clock", clock, str(saved)]
+        again = in_lab(words, writable=[str(tmp_path)])
+        assert b"nonce" not in again.stdout
+        assert b"tick 4" in again.stdout
+        assert b"tick 1" not in again.stdout
+        assert set(re.findall(rb"sum (\w+)", again.stdout)) == {checksum}
+        *_, third, fourth = seconds(again.stdout)
+        assert fourth - third >= 1  # the guest slept, by its own clock
+        if clock == "stay":
+            assert ups[1] < third < ups[1] + 60
+        else:
+            assert third > ups[-1]  # the rest of the first run is over, and was seen to be
