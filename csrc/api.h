@@ -46,6 +46,9 @@ int pk_mem_revert(struct pk_mem *mem, int drop);
 /* The one checked accessor: the host address of gpa [gpa, gpa + len), or NULL when any byte of it
  * is not guest memory. A range never straddles the hole. */
 void *pk_mem_ptr(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
+/* Give the host back the whole pages [gpa, gpa + len), which nobody needs as they are: they read as
+ * zeros then; those of private memory as the file beneath. */
+int pk_mem_discard(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
 
 /* ── file.c ─────────────────────────────────────────────────────────────────────────────────── */
 

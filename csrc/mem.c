@@ -9,6 +9,7 @@
 #include "core.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -47,6 +48,18 @@ void pk_mem_destroy(struct pk_mem *mem)
         close(mem->fd >= 0 ? mem->fd : mem->base_fd);
     }
     *mem = (struct pk_mem){.fd = -1, .base_fd = -1};
+}
+
+int pk_mem_discard(const struct pk_mem *mem, uint64_t gpa, uint64_t len)
+{
+    uint8_t *hva = pk_mem_ptr(mem, gpa, len);
+    if (hva == NULL)
+        return -EFAULT;
+    /* A memfd's pages are everybody's who maps it: they go there. A private copy's are our own. */
+    int result = mem->fd >= 0 ? fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                          (off_t)(hva - mem->hva), (off_t)len)
+                              : madvise(hva, len, MADV_DONTNEED);
+    return result < 0 ? -errno : 0;
 }
 
 void *pk_mem_ptr(const struct pk_mem *mem, uint64_t gpa, uint64_t len)

@@ -123,6 +123,12 @@ OPTIONS = (
         "'CONNECT port'; the guest's connections to port P of CID 2 go to PATH_P",
     ),
     Option("--transport", "NAME", "how virtio devices are reached: pci (default) or mmio", "pci"),
+    Option(
+        "--balloon",
+        "[=SIZE]",
+        "a virtio balloon, through which the guest gives back what it has no use for; it does "
+        "without SIZE at once",
+    ),
     Option("--snapshot", "DIR", "where the guest's own request and Ctrl-A s save to"),
     Option(
         "--snapshot-at",
@@ -224,6 +230,7 @@ def run(args: Any) -> int:
         nets=_nets(args.net),
         rng=args.rng,
         vsock=_vsock(args.vsock),
+        balloon=None if args.balloon is None else parse_size(args.balloon or "0", "--balloon"),
         transport=args.transport,
         gdb=args.gdb,
         wait_gdb=args.wait_gdb,
@@ -408,6 +415,7 @@ def _initrds(
 def _modules(args: Any, storage: Storage | None) -> list[str]:
     """The kernel modules that the guest needs for the devices asked for."""
     kinds = [kind for kind in ("net", "rng", "vsock") if getattr(args, kind)]
+    kinds += ["balloon"] if args.balloon is not None else []
     kinds += ["disk"] if storage and storage.disks else []
     kinds += ["fs"] if storage and storage.shares else []
     if not kinds:

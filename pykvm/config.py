@@ -28,10 +28,10 @@ TRANSPORTS = ("pci", "mmio")
 _UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "--memory") -> int:
     """Bytes from ``512M``, ``1.5G``, ``2g``, ``1048576K``; a bare number is MiB, as QEMU has it.
 
-    Raises `ConfigError` naming `--memory`.
+    Raises `ConfigError` naming `option`.
     """
     number = text.strip().upper().removesuffix("IB").removesuffix("B")
     unit = number[-1:] if number[-1:] in ("K", "M", "G", "T") else ""
@@ -39,7 +39,7 @@ def parse_size(text: str) -> int:
         size = float(number.removesuffix(unit)) * _UNITS[unit]
         return int(size)
     except (ValueError, OverflowError):
-        raise ConfigError(f"--memory: {text!r} is not a size; try 256M or 2G") from None
+        raise ConfigError(f"{option}: {text!r} is not a size; try 256M or 2G") from None
 
 
 class MachineConfig(Record):
@@ -61,12 +61,14 @@ class MachineConfig(Record):
     shares: tuple[ShareConfig, ...] = ()  # folders of the host's
     rng: bool = False  # a virtio entropy source
     vsock: VsockConfig | None = None  # sockets between host and guest
+    balloon: int | None = None  # bytes the guest does without at first; None: no balloon
     transport: str = "pci"  # how virtio devices are reached: one of TRANSPORTS
 
     @property
     def has_virtio(self) -> bool:
         """Whether any virtio device is asked for."""
-        return bool(self.disks or self.nets or self.shares or self.rng or self.vsock)
+        asked_for = self.disks or self.nets or self.shares or self.rng or self.vsock
+        return bool(asked_for) or self.balloon is not None
 
     gdb: str | None = None  # where to listen for gdb: [HOST:]PORT or unix:PATH
     wait_gdb: bool = False  # no instruction before a gdb says so

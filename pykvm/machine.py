@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from pykvm.debug.symboltable import SymbolTable
     from pykvm.debug.trace import Tracer
     from pykvm.debug.view import Listing
+    from pykvm.virtio.balloon import Balloon
     from pykvm.virtio.mmio import MmioTransport
     from pykvm.virtio.pci import PciTransport
 
@@ -120,6 +121,7 @@ class Machine:
         self.vcpu_format: VcpuFormat | None = None  # see `snapshot.capture`
         self._unclaimed: dict[str, bytes] = {}  # states of devices that are still to be attached
         self.on_silence: Callable[[str], None] | None = None  # told where the vCPUs are, once
+        self.balloon: Balloon | None = None  # with ``--balloon``
         self.on_snapshot_key: Callable[[], None] | None = None  # Ctrl-A s
         self.console_triggers: list[ConsoleTrigger] = []
         self.on_snapshot_request: Callable[[], None] | None = None  # the guest's own, by a port

@@ -145,6 +145,12 @@ class GuestMemory:
                 raise OSError(f"the file ends {size} bytes too soon")
             offset, size = offset + sent, size - sent
 
+    def discard(self, gpa: int, size: int) -> None:
+        """Give the host back the whole pages [gpa, gpa + size), whose bytes nobody needs. They read
+        as zeros then, or as the file beneath private memory. Raises `GuestMemoryError`."""
+        self.view(gpa, size)  # raises
+        check(lib.pk_mem_discard(self.handle, gpa, size), "giving back guest memory")
+
     def _offset(self, gpa: int) -> int:
         """Where the byte at `gpa` is in the memfd."""
         return gpa if gpa < self.low_end else gpa - int(self.handle.high_base) + self.low_end

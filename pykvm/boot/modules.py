@@ -27,6 +27,7 @@ KINDS: Final = {
     "net": ("virtio_net",),
     "fs": ("fuse", "virtiofs"),
     "rng": ("virtio_rng",),
+    "balloon": ("virtio_balloon",),
     "vsock": ("vmw_vsock_virtio_transport",),
 }
 

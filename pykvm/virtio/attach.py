@@ -46,6 +46,11 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
         yield Fs(machine.memory, share)
     if machine.config.rng:
         yield Rng(machine.memory)
+    if machine.config.balloon is not None:
+        from pykvm.virtio.balloon import Balloon
+
+        machine.balloon = Balloon(machine.memory, machine.config.balloon)
+        yield machine.balloon
     if machine.config.vsock:
         from pykvm.virtio.vsock import Vsock
 

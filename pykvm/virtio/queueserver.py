@@ -1,6 +1,6 @@
 """Serves one queue of a device in Python, on a thread of its own: the data plane of slow devices.
 
-Reached from `rng`, and from `netcontrol`. What a faster device does in C instead is the same:
+Reached from `rng`, `balloon` and `netcontrol`. What a faster device does in C instead is the same:
 csrc/iothread.c is `_serve_kicks`, csrc/virtio_blk.c is `_serve`.
 """
 
@@ -87,7 +87,11 @@ class QueueServer:
             virtq.fault = error.fault
             self._device.interrupt.notify(0)  # the configuration: DEVICE_NEEDS_RESET
         finally:
+            self._finish(queue)
             virtq.avail_idx, virtq.used_idx = queue.avail_idx, queue.used_idx
+
+    def _finish(self, queue: Queue) -> None:
+        """For servers that keep chains: undo that, before the queue's indices are the device's."""
 
     def _serve(self, queue: Queue, number: int) -> None:
         """Answer every chain there is."""
