@@ -140,7 +140,10 @@ def test_a_target_that_leaves_nothing_is_refused(balloon: Balloon, size: int) ->
 def test_statistics_are_what_the_driver_says_when_asked(balloon: Balloon) -> None:
     start(balloon)
     balloon.memory.write(0x9000, STATISTIC.pack(4, 111) + STATISTIC.pack(77, 5))
+    statistics = balloon._statistics
     offer(balloon, STATISTICS, 0x9000, 20)
+    with statistics._changed:  # what it says by itself, when it is loaded
+        assert statistics._changed.wait_for(lambda: statistics._latest == {"free": 111}, 60)
 
     def answer() -> None:  # the driver: its buffer came back, so it fills it anew
         base = 0x1000 * (STATISTICS + 1)
