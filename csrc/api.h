@@ -312,7 +312,7 @@ void pk_virtq_refuse_kicks(struct pk_virtq *q);
 
 /* ── interrupt.c: how a virtio device interrupts ────────────────────────────────────────────── */
 
-#define PK_QUEUES_MAX 17 /* eight pairs of a network card, and its control queue */
+#define PK_QUEUES_MAX 34 /* a console's sixteen ports and its control queues */
 
 enum pk_isr { PK_ISR_QUEUE = 1, PK_ISR_CONFIG = 2 }; /* virtio 1.2 §4.1.4.5, §4.2.2 */
 
@@ -434,3 +434,33 @@ void pk_vsock_forget(struct pk_vsock *vsock);
 /* Tell the driver that its connections are gone, when the event queue is kicked next. */
 void pk_vsock_announce_reset(struct pk_vsock *vsock);
 uint32_t pk_vsock_count(const struct pk_vsock *vsock); /* connections; only while stopped */
+
+/* ── virtio_console.c ───────────────────────────────────────────────────────────────────────── */
+
+#define PK_CONSOLE_PORTS_MAX 16
+
+/* What a port leads to on the host; -1 for none. The device makes descriptors of its own of them.
+ */
+struct pk_console_port {
+    int in_fd;     /* its bytes go to the guest */
+    int out_fd;    /* the guest's bytes go there */
+    int listen_fd; /* a socket: one client at a time is both */
+};
+
+struct pk_console;
+/* `event_fd` is written when somebody on the host has come to a port or gone. */
+int pk_console_create(const struct pk_console_port *ports, uint32_t num, int event_fd,
+                      struct pk_console **ret);
+void pk_console_destroy(struct pk_console *console);
+/* A program of the guest's has opened a port, or closed it. The receive queue wants a kick then. */
+void pk_console_open(struct pk_console *console, uint32_t port, int on);
+/* Counts who came and who went: odd while somebody is connected. */
+uint32_t pk_console_host(const struct pk_console *console, uint32_t port);
+/* Ask that all the guest has sent so far be written; a transmit queue wants a kick then. Returns
+ * what pk_console_flushed() is to be asked about. */
+uint32_t pk_console_flush(struct pk_console *console);
+int pk_console_flushed(const struct pk_console *console, uint32_t flush);
+/* Serve the ports' queues, not the control queues (2 and 3), until stopped. */
+int pk_console_start(struct pk_console *console, struct pk_queue *queues, uint32_t num,
+                     struct pk_interrupt *irq);
+void pk_console_stop(struct pk_console *console);

@@ -79,8 +79,20 @@ OPTIONS = (
     Option(
         "--serial",
         "WHERE",
-        "stdio, none, pty, file:PATH or unix:PATH (default: stdio)",
-        "stdio",
+        "stdio, none, pty, file:PATH or unix:PATH (default: stdio; with --pipe: none)",
+    ),
+    Option(
+        "--pipe",
+        "",
+        "COMMAND's standard input, output and error are pykvm's own, byte for byte, without a "
+        "terminal; what the kernel says is shown when the guest crashes",
+    ),
+    Option(
+        "--port",
+        "NAME=WHERE",
+        "a byte channel, /dev/virtio-ports/NAME in the guest; WHERE is unix:PATH (a socket to "
+        "connect to), file:PATH (output), stdio, stdin, stdout or stderr",
+        repeated=True,
     ),
     Option(
         "--disk",
@@ -172,6 +184,9 @@ OPTIONS = (
 )
 
 
+UNSHOWN_MAX = 4096  # bytes of a console that led nowhere, shown after a crash
+
+
 def main(words: list[str], command: list[str], name: str = "boot") -> int:
     """``pykvm boot WORDS -- COMMAND``, or ``shell``; returns the exit code."""
     args = parse(words, OPTIONS)
@@ -213,9 +228,10 @@ def run(args: Any) -> int:
         if args.lab:
             return _boot_in_lab(args, kernel, problem, storage)
         raise ConfigError(f"{problem}; put 'pykvm lab --' in front of the command, or add --lab")
+    ports = _ports(args)
     config = MachineConfig(
         kernel=image,
-        initrd=_initrds(args, kernel, command, linux, storage),
+        initrd=_initrds(args, kernel, command, linux, storage, ports),
         modules=tuple(args.module),
         cmdline=args.append if args.append is not None else CMDLINE_DEFAULT if linux else "",
         memory=parse_size(args.memory),
@@ -231,6 +247,7 @@ def run(args: Any) -> int:
         rng=args.rng,
         vsock=_vsock(args.vsock),
         balloon=None if args.balloon is None else parse_size(args.balloon or "0", "--balloon"),
+        ports=ports,
         transport=args.transport,
         gdb=args.gdb,
         wait_gdb=args.wait_gdb,
@@ -299,6 +316,8 @@ def on_terminal(
             console.close()
     if follower is not None:
         follower.report()
+    if args.serial == "none" and outcome.report:
+        complain(outcome.console[-UNSHOWN_MAX:].decode(errors="replace").replace("\r", ""))
     _tell(outcome)
     return outcome.code
 
@@ -375,6 +394,26 @@ def _vsock(spec: str | None) -> Any:
     return parse_vsock(spec)
 
 
+def _ports(args: Any) -> tuple[Any, ...]:
+    """The ports of --port and --pipe; settles where the serial port leads."""
+    if args.serial is None:
+        args.serial = "none" if args.pipe else "stdio"
+    if args.pipe and not args.command:
+        raise ConfigError("--pipe: there is no COMMAND to connect; write it after --")
+    if not args.pipe and not args.port:
+        return ()
+    from pykvm.virtio.config.console import PIPE, parse_port
+
+    ports = (*(PIPE if args.pipe else ()), *map(parse_port, args.port))
+    shared = [port.where for port in ports if port.where in ("stdio", "stdin", "stdout")]
+    if shared and args.serial == "stdio":
+        raise ConfigError(
+            f"--serial: stdio is what a port leads to ({shared[0]}); write --serial none or "
+            "--serial file:PATH"
+        )
+    return ports
+
+
 def _mode(name: str | None) -> CpuMode | None:
     try:
         return None if name is None else CpuMode(name)
@@ -383,7 +422,12 @@ def _mode(name: str | None) -> CpuMode | None:
 
 
 def _initrds(
-    args: Any, kernel: str, command: list[str], linux: bool, storage: Storage | None
+    args: Any,
+    kernel: str,
+    command: list[str],
+    linux: bool,
+    storage: Storage | None,
+    ports: tuple[Any, ...],
 ) -> tuple[str | bytes, ...]:
     """The user's initrds, or pykvm's own with `command` in it."""
     mounts = storage is not None and storage.asks_for_mounts
@@ -409,7 +453,8 @@ def _initrds(
 
     nets, fstab = _nets(args.net), storage.fstab() if storage else ""
     modules = _modules(args, storage)
-    return (default_initrd(kernel, command, args.add, modules, nets, fstab),)
+    names = [port.name for port in ports]
+    return (default_initrd(kernel, command, args.add, modules, nets, fstab, names),)
 
 
 def _modules(args: Any, storage: Storage | None) -> list[str]:
@@ -417,6 +462,7 @@ def _modules(args: Any, storage: Storage | None) -> list[str]:
     kinds = [kind for kind in ("net", "rng", "vsock") if getattr(args, kind)]
     kinds += ["balloon"] if args.balloon is not None else []
     kinds += ["disk"] if storage and storage.disks else []
+    kinds += ["ports"] if args.pipe or args.port else []
     kinds += ["fs"] if storage and storage.shares else []
     if not kinds:
         return []

@@ -14,6 +14,7 @@ from pykvm.layout import GIB, KIB, MIB
 from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
+    from pykvm.virtio.config.console import PortConfig
     from pykvm.virtio.config.disk import DiskConfig
     from pykvm.virtio.config.net import NetConfig
     from pykvm.virtio.config.share import ShareConfig
@@ -62,13 +63,14 @@ class MachineConfig(Record):
     rng: bool = False  # a virtio entropy source
     vsock: VsockConfig | None = None  # sockets between host and guest
     balloon: int | None = None  # bytes the guest does without at first; None: no balloon
+    ports: tuple[PortConfig, ...] = ()  # byte channels: /dev/virtio-ports/NAME
     transport: str = "pci"  # how virtio devices are reached: one of TRANSPORTS
 
     @property
     def has_virtio(self) -> bool:
         """Whether any virtio device is asked for."""
-        asked_for = self.disks or self.nets or self.shares or self.rng or self.vsock
-        return bool(asked_for) or self.balloon is not None
+        devices = (self.disks, self.nets, self.shares, self.rng, self.vsock, self.ports)
+        return any(devices) or self.balloon is not None
 
     gdb: str | None = None  # where to listen for gdb: [HOST:]PORT or unix:PATH
     wait_gdb: bool = False  # no instruction before a gdb says so
@@ -90,6 +92,10 @@ class MachineConfig(Record):
             raise ConfigError(
                 f"--transport: {self.transport!r} is unknown; write {' or '.join(TRANSPORTS)}"
             )
+        if self.ports:
+            from pykvm.virtio.config.console import check_ports
+
+            check_ports(self.ports)
         if self.wait_gdb and self.gdb is None:
             raise ConfigError("--wait-gdb: there is nobody to wait for; add --gdb 1234")
         if "\0" in self.cmdline:

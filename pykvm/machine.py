@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from pykvm.debug.trace import Tracer
     from pykvm.debug.view import Listing
     from pykvm.virtio.balloon import Balloon
+    from pykvm.virtio.console import VirtioConsole
     from pykvm.virtio.mmio import MmioTransport
     from pykvm.virtio.pci import PciTransport
 
@@ -98,6 +99,7 @@ class Machine:
         self.pio_bus = Bus("port")
         self.mmio_bus = Bus("mmio")
         self.virtio: list[MmioTransport | PciTransport] = []  # the devices, as the guest finds them
+        self.virtio_console: VirtioConsole | None = None
         self.vcpus: list[Vcpu] = []
         self.tracer: Tracer | None = None  # of the run
         self.console_log = bytearray()
@@ -362,6 +364,8 @@ class Machine:
                 self._runner = None
             self.serve_requests()
         by_user = self._ending is not None and self._ending.reason in RESUMABLE
+        if self.virtio_console is not None and not by_user and self._error is None:
+            self.virtio_console.flush(self.wake_fd)
         self._watcher.finish(PATIENCE_S if by_user or self._error else None)
         if self._error is not None:
             raise self._error

@@ -7,6 +7,7 @@
  *                          follows " -- " on the kernel's command line.
  *   /pykvm/fstab           disks and folders to mount, and the root: mounts.c
  *   /pykvm/modules/order   kernel modules to load first, one a line: FILE [PARAMETER=VALUE ...]
+ *   /pykvm/ports           virtio ports to wait for, by name: see streams.c
  *   /pykvm/network         the cards' addresses: see network.c
  */
 
@@ -14,6 +15,7 @@
 #include "mounts.h"
 #include "ports.h"
 #include "say.h"
+#include "streams.h"
 #include "tasks.h"
 
 #include <linux/time.h>
@@ -293,11 +295,13 @@ static int execute_init(void)
 }
 
 /* Run the command in a session of its own with the console as controlling terminal, so that Ctrl-C
- * interrupts it; reap orphans meanwhile. Returns its exit code, as a shell would tell it. */
+ * interrupts it, or with ports for its streams; reap orphans meanwhile. Returns its exit code, as a
+ * shell would tell it. */
 static int run_command(void)
 {
-    long child = SYS(fork), pid;
-    int status = 0;
+    long streams[3], pid;
+    int status = 0, piped = open_streams(streams);
+    long child = SYS(fork);
 
     if (child < 0) {
         say("pykvm: fork: errno %lu\n", (unsigned long)-child);
@@ -305,12 +309,18 @@ static int run_command(void)
     }
     if (child == 0) {
         SYS(setsid);
+        for (int i = 0; piped && i < 3; i++)
+            SYS(dup2, streams[i], i);
         SYS(ioctl, STDIN, TIOCSCTTY, 1);
         SYS(exit, execute());
     }
+    for (int i = 0; piped && i < 3; i++)
+        SYS(close, streams[i]);
     do
         pid = SYS(wait4, -1, &status, 0, NULL);
     while (pid != child && (pid >= 0 || pid == -EINTR));
+    if (piped)
+        close_streams();
     return status & 0x7f ? 128 + (status & 0x7f) : (status >> 8) & 0xff;
 }
 
@@ -332,11 +342,17 @@ static void leave(int code)
 void init(long *stack)
 {
     char **envp = (char **)stack + stack[0] + 2;
+    const char *missing;
 
     mount_file_systems();
     open_console();
     report();
     load_modules();
+    missing = find_ports();
+    if (missing) {
+        say("pykvm: port %s: not there; does this kernel have virtio_console?\n", missing);
+        leave(FAILURE);
+    }
     set_up_network();
     set_environment(envp);
     find_command();

@@ -28,10 +28,12 @@ def default_initrd(
     modules: Iterable[str] = (),
     nets: Sequence[NetConfig] = (),
     fstab: str = "",
+    ports: Iterable[str] = (),
 ) -> bytes:
     """The archive for `kernel`, a path: `command` is what init runs, each of `add` what ``--add``
     names, `modules` the kernel modules to load first, with their dependencies, `nets` the cards
-    whose addresses init sets, `fstab` what it mounts then.
+    whose addresses init sets, `fstab` what it mounts then, `ports` the virtio ports
+    to wait for, by their names.
 
     A kernel without a module tree gets none. Raises `BootError`.
     """
@@ -45,6 +47,8 @@ def default_initrd(
         files[FILE] = settings(nets)
     if fstab:
         files[FSTAB] = fstab.encode()
+    if names := "".join(f"{name}\n" for name in ports):
+        files["pykvm/ports"] = names.encode()
     with open(path("init"), "rb") as init:
         return build(init.read(), files, argv=command)
 

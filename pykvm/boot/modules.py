@@ -29,6 +29,7 @@ KINDS: Final = {
     "rng": ("virtio_rng",),
     "balloon": ("virtio_balloon",),
     "vsock": ("vmw_vsock_virtio_transport",),
+    "ports": ("virtio_console",),
 }
 
 # What file systems need beside the module of their name, and do not say that they depend on.

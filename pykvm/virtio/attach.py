@@ -55,6 +55,11 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
         from pykvm.virtio.vsock import Vsock
 
         yield Vsock(machine.memory, machine.config.vsock)
+    if machine.config.ports:
+        from pykvm.virtio.console import VirtioConsole
+
+        machine.virtio_console = VirtioConsole(machine.memory, machine.config.ports)
+        yield machine.virtio_console
 
 
 def attach(

@@ -1,6 +1,6 @@
 """Serves one queue of a device in Python, on a thread of its own: the data plane of slow devices.
 
-Reached from `rng`, `balloon` and `netcontrol`. What a faster device does in C instead is the same:
+Reached from `rng`, `balloon`, `netcontrol` and `console`. What a faster device does in C instead:
 csrc/iothread.c is `_serve_kicks`, csrc/virtio_blk.c is `_serve`.
 """
 
@@ -24,10 +24,19 @@ if TYPE_CHECKING:
 
 class QueueServer:
     """Between `start` and `stop`, gives each chain to `answer`, which returns how many bytes of its
-    writable buffers it has written. `answer` may raise `QueueError`."""
+    writable buffers it has written. `answer` may raise `QueueError`. Chains stay in the queue while
+    `can_answer` says no: it is asked again after a kick, and after a write to `wake_fd`."""
 
-    def __init__(self, device: VirtioDevice, name: str, answer: Callable[[Chain], int]) -> None:
+    def __init__(
+        self,
+        device: VirtioDevice,
+        name: str,
+        answer: Callable[[Chain], int],
+        can_answer: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._device, self._name, self._answer = device, name, answer
+        self._can_answer = can_answer
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
 
@@ -60,11 +69,16 @@ class QueueServer:
             os.eventfd_read(self._stop_fd)
             self._thread = None
 
+    def wake(self) -> None:
+        """Have `can_answer` asked again. Any thread."""
+        os.eventfd_write(self.wake_fd, 1)
+
     def close(self) -> None:
-        """Close the eventfd. Safe to call twice."""
+        """Close the eventfds. Safe to call twice."""
         if self._stop_fd >= 0:
             os.close(self._stop_fd)
-            self._stop_fd = -1
+            os.close(self.wake_fd)
+            self._stop_fd = self.wake_fd = -1
 
     # ── on the thread ────────────────────────────────────────────────────────────────────────
 
@@ -74,6 +88,7 @@ class QueueServer:
         poll = select.poll()
         poll.register(self._stop_fd, select.POLLIN)
         poll.register(kick_fd, select.POLLIN)
+        poll.register(self.wake_fd, select.POLLIN)
         virtq = self._device.c_queues[number].virtq  # where the device looks for faults and indices
         ready: set[int] = set()
         try:
@@ -81,6 +96,8 @@ class QueueServer:
                 if kick_fd in ready:
                     os.eventfd_read(kick_fd)
                     self._device.interrupt.trace(lib.PK_TRACE_QUEUE_KICK, number)
+                if self.wake_fd in ready:
+                    os.eventfd_read(self.wake_fd)
                 self._serve(queue, number)
                 ready = {fd for fd, _ in poll.poll()}
         except QueueError as error:
@@ -97,10 +114,10 @@ class QueueServer:
         """Answer every chain there is."""
         while True:
             queue.refuse_kicks()
-            while chain := queue.pop():
+            while self._can_answer() and (chain := queue.pop()):
                 queue.push(chain.head, self._answer(chain))
                 self._device.interrupt.trace(lib.PK_TRACE_QUEUE_USED, number)
                 if queue.wants_interrupt():
                     self._device.interrupt.notify(1 + number)
-            if not queue.ask_kicks():
+            if not queue.ask_kicks() or not self._can_answer():
                 return

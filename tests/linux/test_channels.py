@@ -50,3 +50,25 @@ def test_a_thousand_connections_each_way_echo_by_vsock(
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{CONNECTIONS} connections to the guest echoed".encode() in done.stdout
     assert f"{CONNECTIONS} connections to the host echoed".encode() in done.stdout
+
+
+def test_a_piped_command_keeps_bytes_streams_and_code(
+    lab: Lab,
+    debian_kernel: Callable[[str], str],
+    without_crash: Callable[..., subprocess.CompletedProcess[bytes]],
+) -> None:
+    boot = f"{sys.executable} -m pykvm boot {debian_kernel('6.12-cloud')} --timeout {LIMIT_S - 40}"
+    command = "busybox cat; echo apart >&2; echo noted >/dev/virtio-ports/note; exit 7"
+    script = f"""
+        cd $(mktemp -d)
+        head -c 1000000 /dev/urandom >in
+        cat in | {{
+            {boot} --pipe --port note=file:note --add /bin/busybox -- \\
+                busybox sh -c '{command}' 2>err
+            echo $? >code
+        }} | cat >out
+        cat code err note
+        cmp in out
+    """
+    done = without_crash(lambda: lab.run(["sh", "-c", script], timeout=LIMIT_S))
+    assert (done.returncode, done.stdout) == (0, b"7\napart\nnoted\n"), done.stdout + done.stderr

@@ -21,7 +21,7 @@ USAGE: Final = (
 
 SERIAL_MAX: Final = 20  # bytes: virtio 1.2 §5.2.6 Device Operation, VIRTIO_BLK_T_GET_ID
 
-QUEUES_MAX: Final = 8  # as PK_QUEUES_MAX in csrc/api.h
+QUEUES_MAX: Final = 8  # at most PK_QUEUES_MAX in csrc/api.h
 
 CACHES: Final = {
     "writeback": "the host's page cache; a flush reaches the disk",
