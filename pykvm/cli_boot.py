@@ -85,7 +85,7 @@ OPTIONS = (
         "--pipe",
         "",
         "COMMAND's standard input, output and error are pykvm's own, byte for byte, without a "
-        "terminal; what the kernel says is shown when the guest crashes",
+        "terminal; the kernel's last lines are shown when the guest crashes",
     ),
     Option(
         "--port",
@@ -182,9 +182,6 @@ OPTIONS = (
     ),
     Option("-h --help", "", "this help"),
 )
-
-
-UNSHOWN_MAX = 4096  # bytes of a console that led nowhere, shown after a crash
 
 
 def main(words: list[str], command: list[str], name: str = "boot") -> int:
@@ -316,8 +313,6 @@ def on_terminal(
             console.close()
     if follower is not None:
         follower.report()
-    if args.serial == "none" and outcome.report:
-        complain(outcome.console[-UNSHOWN_MAX:].decode(errors="replace").replace("\r", ""))
     _tell(outcome)
     return outcome.code
 

@@ -24,6 +24,7 @@ THREADED = (
     "test_trace",
     "test_vcpu",
     "test_virtio_blk",
+    "test_virtio_console",
     "test_virtio_net",
     "test_virtio_vsock",
 )  # worth a second build, for data races
