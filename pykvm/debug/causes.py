@@ -1,4 +1,4 @@
-"""Known causes of exits in a boot, and what takes them away. Each remedy was tried.
+"""Known causes of exits in a boot, and what takes them away.
 
 Reached from `explain`. A cause is found by what its exits are called in a trace, or by the function
 that samples were taken in. tests/linux/test_trace.py boots with some of the remedies.
@@ -23,7 +23,7 @@ CAUSES: Final = (
     Cause(
         r"(in|out) 0x3f[89a-f] ",
         "the serial console: two exits for every character, and the driver's set-up",
-        "'quiet' or 'loglevel=4' in --append; for a guest that talks much, a virtio console",
+        "'quiet' or 'loglevel=4' in --append",
         r"quiet|loglevel=[0-4]",
     ),
     Cause(
@@ -51,11 +51,6 @@ CAUSES: Final = (
         r"out 0x80 ",
         "io_delay: a write to port 0x80 after each access to an old device",
         "'io_delay=none' in --append, or the CPUID feature kvm_nopiodelay",
-    ),
-    Cause(
-        r"(in|out) 0x6[04] ",
-        "the keyboard controller is looked for",
-        "'i8042.nokbd i8042.noaux i8042.nopnp=0' in --append",
     ),
 )
 
