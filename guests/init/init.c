@@ -18,6 +18,7 @@
 #include "streams.h"
 #include "tasks.h"
 
+#include <linux/signal.h>
 #include <linux/time.h>
 
 #define FAILURE  125  /* pykvm's own, not the command's */
@@ -294,6 +295,40 @@ static int execute_init(void)
     return 127;
 }
 
+static int exit_code(int status)
+{
+    return status & 0x7f ? 128 + (status & 0x7f) : (status >> 8) & 0xff;
+}
+
+static void on_keyboard_signals(__sighandler_t handler)
+{
+    static const int signals[] = {SIGINT, SIGQUIT, SIGTSTP};
+    struct sigaction action = {.sa_handler = handler};
+
+    for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
+        SYS(rt_sigaction, signals[i], &action, NULL, sizeof(action.sa_mask));
+}
+
+/* Lead the session that the command is in. When its leader ends, the kernel hangs the terminal up
+ * and throws away what it has not sent yet: so this is another process than the command, and waits
+ * for the terminal at the end. What the keyboard sends is for the command. */
+static int lead_session(void)
+{
+    int status = 0;
+    long pid;
+
+    on_keyboard_signals(SIG_IGN);
+    pid = SYS(fork);
+    if (pid == 0) {
+        on_keyboard_signals(SIG_DFL);
+        SYS(exit, execute());
+    }
+    if (pid > 0)
+        SYS(wait4, pid, &status, 0, NULL);
+    SYS(ioctl, STDERR, TCSBRK, 1); /* tcdrain() */
+    return pid < 0 ? 126 : exit_code(status);
+}
+
 /* Run the command in a session of its own with the console as controlling terminal, so that Ctrl-C
  * interrupts it, or with ports for its streams; reap orphans meanwhile. Returns its exit code, as a
  * shell would tell it. */
@@ -312,7 +347,7 @@ static int run_command(void)
         for (int i = 0; piped && i < 3; i++)
             SYS(dup2, streams[i], i);
         SYS(ioctl, STDIN, TIOCSCTTY, 1);
-        SYS(exit, execute());
+        SYS(exit, piped ? execute() : lead_session());
     }
     for (int i = 0; piped && i < 3; i++)
         SYS(close, streams[i]);
@@ -321,7 +356,7 @@ static int run_command(void)
     while (pid != child && (pid >= 0 || pid == -EINTR));
     if (piped)
         close_streams();
-    return status & 0x7f ? 128 + (status & 0x7f) : (status >> 8) & 0xff;
+    return exit_code(status);
 }
 
 /* ── the end ────────────────────────────────────────────────────────────────────────────────── */
