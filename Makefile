@@ -52,11 +52,13 @@ clean:
 .venv/for-demo: $(BUILD_INPUTS) | host-for-demo
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e .
+	$(BIN)/python -m compileall -q pykvm  # an editable install does not
 	touch $@
 
 .venv/for-test: $(BUILD_INPUTS) | host-for-test
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[test,lint]'
+	$(BIN)/python -m compileall -q pykvm  # an editable install does not
 	touch $@
 
 .venv/for-docs: pyproject.toml | .venv/for-demo
