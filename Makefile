@@ -21,7 +21,7 @@ DEMO_NEEDS := gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-sys
               $(call python_path,include)/Python.h=python3-dev \
               $(call python_path,stdlib)/ensurepip/__init__.py=python3-venv
 TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git qemu-img=qemu-utils \
-              qemu-storage-daemon=qemu-system-common busybox=busybox-static passt=passt gdb=gdb
+              qemu-storage-daemon=qemu-system-common busybox=busybox-static passt=passt gdb=gdb ip=iproute2
 
 .PHONY: demo test fuzz soak docs clean host-for-demo host-for-test
 
