@@ -3,11 +3,10 @@
  * memory (which has unmapped pages around it), and what the other end gets is whole frames.
  *
  * Each input is one guest memory and what comes by the wire. A datagram socket stands for the TAP:
- * it takes frames with their headers, a call each. The functions of iothread.c stand here too.
+ * it takes frames with their headers, a call each.
  */
-#include "driver.h"
-#include "fuzz.h"
-#include "iothread.h"
+#define ODD_SIZE 11 /* one byte less than a header */
+#include "hostile.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -22,61 +21,9 @@
 #define TABLE      0x3000u
 #define FRAME_MAX  65553u
 #define HEADER     12u
-#define PATIENCE   300u /* as in fuzz_virtio_blk.c */
 #define WIRE_BYTES (1u << 18)
 
 enum { RX, TX, QUEUES };
-
-static struct pk_iothread *io;
-static uint32_t looks;
-
-int pk_iothread_start(struct pk_iothread *started, const char *name)
-{
-    (void)name;
-    io = started;
-    io->begin(io->device);
-    return 0;
-}
-
-void pk_iothread_stop(struct pk_iothread *stopped)
-{
-    stopped->end(stopped->device);
-}
-
-int pk_iothread_stopping(const struct pk_iothread *running)
-{
-    (void)running;
-    return ++looks > PATIENCE;
-}
-
-void pk_iothread_notify(struct pk_iothread *running, uint32_t number)
-{
-    (void)pk_virtq_wants_interrupt(&running->queues[number].virtq);
-}
-
-void pk_iothread_report_fault(struct pk_iothread *running)
-{
-    CHECK(running->queues[RX].virtq.fault || running->queues[TX].virtq.fault);
-}
-
-/* A number that is sound most of the time, and else at a boundary or anything. */
-static uint64_t pick(struct input *in, uint64_t sound)
-{
-    static const uint64_t ODD[] = {0, 1, UINT64_MAX, MEMORY - 1, MEMORY, UINT32_MAX, 0x8000, 11};
-    uint32_t choice = take(in);
-    if (choice < 0xf0)
-        return sound;
-    if (choice < 0xf8)
-        return ODD[choice % 8];
-    return (uint64_t)take(in) << 56 | (uint64_t)take(in) << 24 | take(in);
-}
-
-static void fill_descriptor(struct input *in, uint64_t gpa, uint64_t addr, uint32_t len,
-                            unsigned flags, unsigned next)
-{
-    describe_at(gpa, pick(in, addr), (uint32_t)pick(in, len), (unsigned)pick(in, flags),
-                (unsigned)pick(in, next));
-}
 
 static void fill_available(struct input *in, uint64_t gpa, unsigned step)
 {

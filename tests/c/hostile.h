@@ -9,8 +9,13 @@
 #include "iothread.h"
 
 /* A driver that puts its used ring over its available ring gets answers to what it never asked, for
- * as long as it likes: until it stops the disk. */
+ * as long as it likes: until it stops the device. */
 #define PATIENCE 300u
+
+/* A size that is nearly right: of a disk's sectors, unless the includer knows better. */
+#ifndef ODD_SIZE
+#define ODD_SIZE 511
+#endif
 
 static struct pk_iothread *io;
 static uint32_t faults, looks;
@@ -51,7 +56,8 @@ void pk_iothread_report_fault(struct pk_iothread *running)
 /* A number that is sound most of the time, and else at a boundary or anything. */
 static uint64_t pick(struct input *in, uint64_t sound)
 {
-    static const uint64_t ODD[] = {0, 1, UINT64_MAX, MEMORY - 1, MEMORY, UINT32_MAX, 0x8000, 511};
+    static const uint64_t ODD[] = {0,      1,          UINT64_MAX, MEMORY - 1,
+                                   MEMORY, UINT32_MAX, 0x8000,     ODD_SIZE};
     uint32_t choice = take(in);
     if (choice < 0xf0)
         return sound;
