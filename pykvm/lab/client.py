@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pykvm.boot.kernels import Note
 
 CHUNK: Final = 64 << 10
+STARTS: Final = 3  # kernels rewrite their own instructions while they boot, and QEMU's TCG seldom
+# lets another CPU run a half-written one: the lab's kernel has died of that, and not twice
 
 
 class LabEndedError(HostError):
@@ -103,6 +105,15 @@ class Lab:
 
     def start(self, progress: Progress | None = None, note: Note | None = None) -> None:
         """Return when the lab is ready. Raises `HostError` when this host cannot have one."""
+        for _ in range(STARTS - 1):
+            try:
+                return self._start(progress, note)
+            except LabEndedError as error:
+                if note is not None:
+                    note(f"starting the lab again: {str(error).splitlines()[0]}")
+        return self._start(progress, note)
+
+    def _start(self, progress: Progress | None, note: Note | None) -> None:
         if self.kept:
             start_kept(self._spec, self._idle_s, progress, note)
         else:

@@ -41,7 +41,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         patch.setenv("XDG_RUNTIME_DIR", str(base.parent if xdist else base))
         lab = Lab(keep=True, idle_s=XDIST_IDLE_S if xdist else IDLE_S)
         try:
-            _start(lab)
+            lab.start()
         except HostError as error:
             if os.environ.get("CI") == "true":
                 raise
@@ -49,16 +49,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
         if not xdist:
             stop_kept()
-
-
-def _start(lab: Lab) -> None:
-    """Start the lab; again if its own kernel crashes while it boots (`in_lab` tells why it may)."""
-    for _ in range(2):
-        try:
-            return lab.start()
-        except LabEndedError as error:
-            print(f"starting the lab again: {error}")
-    return lab.start()
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +92,7 @@ def in_lab(lab: Lab) -> RunInLab:
             failure = f"{error!r}, {getattr(error, 'stdout', b'')!r}"
         if failure:
             print(f"running it again: {failure}")
-            _start(lab)
+            lab.start()
             result = once()
         assert result.returncode == code, result
         return result
