@@ -47,10 +47,14 @@ class CpuidEntry(Record):
     edx: int
 
 
+_supported: dict[str, list[CpuidEntry]] = {}  # by /dev/kvm's path, what `Kvm.supported_cpuid` found
+
+
 class Kvm:
     """An open /dev/kvm. Raises `KvmError` with a remedy when it cannot be used."""
 
     def __init__(self, path: str = "/dev/kvm") -> None:
+        self._path = path
         result = lib.pk_open_kvm(path.encode())
         self.fd = check(result, f"open {path}", _OPEN_HINTS.get(-result, ""))
         version = lib.pk_ioctl_val(self.fd, lib.KVM_GET_API_VERSION, 0)
@@ -73,7 +77,12 @@ class Kvm:
 
     def supported_cpuid(self) -> list[CpuidEntry]:
         """What KVM and this host can offer a guest: KVM_GET_SUPPORTED_CPUID, and the processor's
-        name, which that leaves empty."""
+        name, which that leaves empty. Asked once in a process: it is a third of what a VM costs."""
+        if self._path not in _supported:
+            _supported[self._path] = self._ask_supported_cpuid()
+        return _supported[self._path].copy()
+
+    def _ask_supported_cpuid(self) -> list[CpuidEntry]:
         count = 256
         table = ffi.new("struct kvm_cpuid2 *", {"entries": count})
         table.nent = count
