@@ -7,6 +7,7 @@ answer itself never arrives here (csrc/vcpu.c). Read docs/architecture.md, "The 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import starmap
 
 from pykvm._core import ffi, lib
 from pykvm.bus import Bus
@@ -188,7 +189,7 @@ class Vcpu:
         self.cpuid = entries
         table = ffi.new("struct kvm_cpuid2 *", {"entries": len(entries)})
         table.nent = len(entries)
-        ffi.buffer(table.entries)[:] = b"".join(CPUID_ENTRY.pack(*entry) for entry in entries)
+        ffi.buffer(table.entries)[:] = b"".join(starmap(CPUID_ENTRY.pack, entries))
         self._set(lib.KVM_SET_CPUID2, table, "KVM_SET_CPUID2")
 
     # ── registers by name ────────────────────────────────────────────────────────────────────
