@@ -16,7 +16,6 @@ import errno
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
@@ -44,11 +43,12 @@ from pykvm.kvm import Kvm, Vm
 from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import GuestMemory
 from pykvm.outcome import CODES, Outcome, Reason, Stats
+from pykvm.parking import Parking
+from pykvm.requests import Requests
 from pykvm.vcpu import Vcpu
 from pykvm.watch import Watcher
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
     from typing import Any, Self, TypeVar
 
     from pykvm.kvm import CpuidEntry
@@ -107,11 +107,7 @@ class Machine:
         self._ending: _Ending | None = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()  # _ending and _error; reentrant: stop() in a signal handler
-        self._parking = threading.Condition()  # _pauses, _parked, _running, _held
-        self._pauses = 0  # one within another
-        self._parked = 0
-        self._running = 0
-        self._held: set[int] = set()  # vCPUs that a debugger keeps out of the guest
+        self.parking = Parking(self.vcpus)
         self.control: RunControl | None = None  # a debugger's, when there is one
         self.debugger: Server | None = None
         self._symbols: SymbolTable | None = None
@@ -127,8 +123,6 @@ class Machine:
         self.on_snapshot_key: Callable[[], None] | None = None  # Ctrl-A s
         self.console_triggers: list[ConsoleTrigger] = []
         self.on_snapshot_request: Callable[[], None] | None = None  # the guest's own, by a port
-        self._requests: deque[tuple[Callable[[], None], bool]] = deque()  # for the thread of `run`
-        self._runner: threading.Thread | None = None  # that thread
         self._resources = ExitStack()
         try:
             if template is None:
@@ -193,8 +187,7 @@ class Machine:
         self.vm.create_irqchip()
         if self.config.cpus > XAPIC_IDS:
             self.vm.enable_x2apic_ids()
-        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        own.callback(os.close, self.wake_fd)
+        self.requests = own.enter_context(Requests(self.parking))
         self._add_devices()
         return self._add_virtio()
 
@@ -339,9 +332,7 @@ class Machine:
                 "with vm.pio or vm.mmio before it runs"
             )
         self._ending = self._error = None
-        self._runner = threading.current_thread()
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.wake_fd)  # of the run before
+        self.requests.begin()
         self.serial.resume()
         self._watcher = Watcher(self, console or Console(), timeout)
         self.tracer = tracer
@@ -355,17 +346,15 @@ class Machine:
             self._watcher.watch()
         finally:
             self._finish(Reason.QUIT)  # only counts when an exception brought us here
-            self.release(range(len(self.vcpus)))  # those that a debugger holds
+            self.parking.release(range(len(self.vcpus)))  # those that a debugger holds
             self.serial.stop_waiting()
             self._join(threads)
             if tracer is not None:
                 tracer.stop()
-            with self._lock:
-                self._runner = None
-            self.serve_requests()
+            self.requests.end()
         by_user = self._ending is not None and self._ending.reason in RESUMABLE
         if self.virtio_console is not None and not by_user and self._error is None:
-            self.virtio_console.flush(self.wake_fd)
+            self.virtio_console.flush(self.requests.wake_fd)
         self._watcher.finish(PATIENCE_S if by_user or self._error else None)
         if self._error is not None:
             raise self._error
@@ -387,8 +376,7 @@ class Machine:
             )
             for vcpu in self.vcpus
         ]
-        self._running = len(threads)
-        self._parked = 0
+        self.parking.open(len(threads))
         for thread in threads:
             thread.start()
         return threads
@@ -425,18 +413,16 @@ class Machine:
                 self._error = self._error or error
             self._finish(Reason.INTERNAL_ERROR, vcpu=vcpu)
         finally:
-            with self._parking:
-                self._running -= 1
-                self._parking.notify_all()
+            self.parking.leave()
 
     def _on_exit(self, vcpu: Vcpu, exit: Any) -> bool:
         """Every exit that is no access. True: go on. On the vCPU's thread."""
         if self.control is not None and self.control.on_exit(vcpu, exit):
-            self._park(vcpu)
-            return self._ending is None
+            self.parking.park(vcpu, lambda: self.ended)
+            return not self.ended
         match exit.kind:
             case lib.PK_EXIT_KICK:
-                self._park(vcpu)
+                self.parking.park(vcpu, lambda: self.ended)
             case lib.PK_EXIT_SHUTDOWN:
                 self._finish(Reason.TRIPLE_FAULT, vcpu=vcpu)
             case lib.PK_EXIT_FAIL_ENTRY:
@@ -459,7 +445,7 @@ class Machine:
                 self._ending = _Ending(reason, CODES[reason] if code is None else code, vcpu)
         for each in self.vcpus:
             each.kick()
-        os.eventfd_write(self.wake_fd, 1)
+        self.requests.wake()
 
     def _on_exit_code(self, code: int) -> None:
         self._finish(Reason.EXIT, code)
@@ -471,7 +457,7 @@ class Machine:
         """On a vCPU's thread: the guest asks, and goes no further until it was answered."""
         answer = self.on_snapshot_request
         if answer is not None:
-            self.request(answer, pause=True)
+            self.requests.add(answer, pause=True)
 
     def _on_panic_event(self, event: PanicEvent) -> None:
         if event & PanicEvent.PANICKED:
@@ -485,57 +471,16 @@ class Machine:
 
         On the thread that called `run` (a watcher), or while nothing runs.
         """
-        self._begin_pause()
+        self.parking.begin_pause()
         try:
             kicked = time.monotonic()
-            with self._parking:
-                while not self._parking.wait_for(lambda: self._parked >= self._running, 0.05):
-                    if self._watcher:  # a vCPU may be waiting for room in the console
-                        self._watcher.make_room()
-                    self._expect_vcpus(kicked)
+            while not self.parking.all_parked(wait_s=0.05):
+                if self._watcher:  # a vCPU may be waiting for room in the console
+                    self._watcher.make_room()
+                self._expect_vcpus(kicked)
             yield
         finally:
-            self._end_pause()
-
-    def _begin_pause(self) -> None:
-        with self._parking:
-            self._pauses += 1
-        for vcpu in self.vcpus:
-            vcpu.kick()
-
-    def _end_pause(self) -> None:
-        with self._parking:
-            self._pauses -= 1
-            self._parking.notify_all()
-
-    def hold(self, vcpus: Iterable[int], but: int | None = None) -> None:
-        """Keep these vCPUs outside the guest until `release`: they get there soon, and `paused`
-        waits for it. `but` is on its way there by itself. Any thread."""
-        with self._parking:
-            new = set(vcpus) - self._held
-            self._held |= new
-        for id in new - {but}:
-            self.vcpus[id].kick()
-
-    def release(self, vcpus: Iterable[int]) -> None:
-        """Let these vCPUs go on. Any thread."""
-        with self._parking:
-            self._held -= set(vcpus)
-            self._parking.notify_all()
-
-    def _park(self, vcpu: Vcpu) -> None:
-        """On a kicked vCPU's thread: stay until the pause is over and no debugger holds it."""
-
-        def free() -> bool:
-            return not self._pauses and vcpu.id not in self._held
-
-        with self._parking:
-            if free():
-                return
-            self._parked += 1
-            self._parking.notify_all()
-            self._parking.wait_for(lambda: self._ending is not None or free())
-            self._parked -= 1
+            self.parking.end_pause()
 
     def run_control(self) -> RunControl:
         """What stops and steps vCPUs, for a debugger; made when first asked for."""
@@ -588,14 +533,6 @@ class Machine:
         else:
             self.console_log += self.serial.take()
 
-    def request(self, call: Callable[[], None], *, pause: bool = False) -> None:
-        """Have `call` made by the thread that runs the machine. Any thread. With `pause` the guest
-        does not go on before."""
-        self._requests.append((call, pause))
-        if pause:
-            self._begin_pause()
-        os.eventfd_write(self.wake_fd, 1)
-
     def forget_run(self) -> None:
         """As if it had not run: for a machine that was taken back to where it had not."""
         self._ending = self._error = None
@@ -603,22 +540,10 @@ class Machine:
         self.console_log.clear()
         self.unread_input.clear()
 
-    def serve_requests(self) -> None:
-        """Make the calls that were requested. On the thread that called `run`."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.wake_fd)
-        while self._requests:
-            call, pause = self._requests.popleft()
-            try:
-                call()
-            finally:
-                if pause:
-                    self._end_pause()
-
     def at_rest(self, call: Callable[[], T]) -> T:
         """What `call` returns, made while the machine is at rest: no vCPU runs, no device serves.
 
-        Any thread but a vCPU's, where a device's code runs: that one uses `request`.
+        Any thread but a vCPU's, where a device's code runs: that one adds to `requests`.
         """
         from pykvm.snapshot.capture import at_rest
 
@@ -626,33 +551,15 @@ class Machine:
             with at_rest(self):
                 return call()
 
-        with self._lock:  # `run` must not end in between
-            answer = self._ask(here)
-        return answer.result() if answer is not None else here()
-
-    def _ask(self, call: Callable[[], T]) -> Future[T] | None:
-        """What will be the answer of the thread that runs the machine, if that is another one."""
-        if self._runner in (None, threading.current_thread()):
-            return None
-        from concurrent.futures import Future
-
-        answer: Future[T] = Future()
-
-        def give() -> None:
-            try:
-                answer.set_result(call())
-            except BaseException as error:  # raised where it was asked for
-                answer.set_exception(error)
-
-        self.request(give)
-        return answer
+        return self.requests.answer(here)
 
     # ── snapshots ────────────────────────────────────────────────────────────────────────────
 
     def snapshot(self, folder: str | os.PathLike[str], **options: Any) -> None:
         """Save the machine as it is now, running or not, and let it go on: see `snapshot.save`.
 
-        From a vCPU's thread, `request` it. Raises `ConfigError`, and `HostError` for a full disk.
+        From a vCPU's thread, add it to `requests`. Raises `ConfigError`, and `HostError` for a
+        full disk.
         """
         from pykvm.snapshot.save import Save
 
@@ -721,7 +628,7 @@ class Machine:
 
     def close(self) -> None:
         """Destroy the machine. Safe to call twice."""
-        self.vcpus = []
+        self.vcpus.clear()
         self._resources.close()
         if self.template is not None:
             self.template.close()

@@ -133,7 +133,7 @@ class Watcher:
         poll = select.poll()
         tracer = self._machine.tracer
         traces = [tracer.event_fd] if tracer is not None else []
-        for fd in (self._machine.wake_fd, serial.input_fd, *inputs, *traces):
+        for fd in (self._machine.requests.wake_fd, serial.input_fd, *inputs, *traces):
             poll.register(fd, select.POLLIN)
         if self._unwritten:  # what more the guest says waits in its own transmitter
             poll.register(console.output_fd(), select.POLLOUT)
@@ -153,7 +153,7 @@ class Watcher:
             time.sleep(LINE_S)
         serial.clear_events()
         self.move_output()
-        self._machine.serve_requests()
+        self._machine.requests.serve()
         if self._input:
             del self._input[: serial.give(bytes(self._input))]
 
@@ -168,7 +168,7 @@ class Watcher:
         Gives up when that has no room for `patience_s`, or when `Machine.stop` is called meanwhile.
         """
         self.make_room()
-        wake_fd = self._machine.wake_fd
+        wake_fd = self._machine.requests.wake_fd
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(wake_fd)  # what ended the run
         while not self._write():

@@ -101,13 +101,13 @@ class RunControl:
 
     def interrupt(self) -> None:
         """Stop all vCPUs; `collect` tells of it."""
-        self.machine.hold(range(len(self.files)))
+        self.machine.parking.hold(range(len(self.files)))
         with self._lock:
             self._stops.append(Stop(self.current, Why.ASKED, 0))
 
     def give_up(self, text: str) -> None:
         """Stop all vCPUs: the machine is dead in some way, and whoever debugs it wants to see."""
-        self.machine.hold(range(len(self.files)))
+        self.machine.parking.hold(range(len(self.files)))
         with self._lock:
             self._stops.append(Stop(self.current, Why.DEAD, 0, text))
         self.notify()
@@ -179,7 +179,7 @@ class RunControl:
         for file in self.files:
             file.drop()
         self.running = running
-        self.machine.release(running)
+        self.machine.parking.release(running)
 
     def _arm(self, id: int, step: bool, but: int | None = None) -> None:
         """Tell KVM what to stop vCPU `id` for."""
@@ -232,7 +232,7 @@ class RunControl:
             return True
         if stop.why is Why.STEP and self.next_step(vcpu):
             return True
-        self.machine.hold(range(len(self.files)), but=vcpu.id)
+        self.machine.parking.hold(range(len(self.files)), but=vcpu.id)
         with self._lock:
             self._stops.append(stop)
         self.notify()

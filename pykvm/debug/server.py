@@ -208,7 +208,7 @@ class Server:
         """The run is over: leave nothing of the debugger's in the machine."""
         self._control.disarm()
         self._control.stopped = False
-        self._machine.release(range(len(self._machine.vcpus)))
+        self._machine.parking.release(range(len(self._machine.vcpus)))
 
     def say_goodbye(self, code: int) -> None:
         """The run is over, with this exit code: tell gdb, and hang up."""

@@ -138,7 +138,7 @@ def _run(
     machine: Machine, control: RunControl, plan: dict[int, bool], timeout: float | None
 ) -> Stop | Outcome:
     """Run by `plan` until something stops it: that, or how the run ended instead."""
-    machine.hold(range(len(machine.vcpus)))
+    machine.parking.hold(range(len(machine.vcpus)))
     control.resume(plan)
     try:
         while True:
@@ -149,7 +149,7 @@ def _run(
             if outcome.reason is not Reason.DEBUGGER:
                 return outcome
             # One has stepped over the breakpoint that it stood at. Now the others may go too.
-            machine.hold(set(range(len(machine.vcpus))) - control.running)
+            machine.parking.hold(set(range(len(machine.vcpus))) - control.running)
     finally:
         control.next_step = lambda vcpu: False
         control.disarm()

@@ -51,7 +51,7 @@ def arm(machine: Machine, folder: str | None, at: list[tuple[str, str]]) -> None
         machine.on_snapshot_request = taking(folder)
     for condition, target in at:
         pattern, then = _pattern(condition), taking(target)
-        trigger = ConsoleTrigger(pattern, lambda then=then: machine.request(then))  # type: ignore[misc]
+        trigger = ConsoleTrigger(pattern, lambda then=then: machine.requests.add(then))  # type: ignore[misc]
         machine.console_triggers.append(trigger)
 
 
