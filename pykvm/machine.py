@@ -180,6 +180,7 @@ class Machine:
         """All but what a kernel brings along; returns where the virtio devices are."""
         own = self._resources
         self.memory = own.enter_context(memory)
+        self.memory.devices = self.mmio_bus
         self.kvm = own.enter_context(Kvm())
         self._check_cpus()
         self.vm = own.enter_context(Vm(self.kvm))

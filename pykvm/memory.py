@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final, Self
 
+    from pykvm.bus import Bus
+    from pykvm.debug.memorymap import MemoryMap
     from pykvm.debug.pagewalk import Walk
     from pykvm.vcpu import Vcpu
 
@@ -70,6 +72,7 @@ class GuestMemory:
         self.size = size
         self.placed: list[tuple[int, int, str]] = []  # what the loader put where: gpa, end, what
         self.vcpu: Vcpu | None = None  # whose page tables `walk` follows unless told
+        self.devices: Bus | None = None  # what answers where memory is not, for `map`
 
     @property
     def is_private(self) -> bool:
@@ -99,6 +102,13 @@ class GuestMemory:
         which = vcpu or self.vcpu
         assert which is not None  # a machine's memory has one
         return walk(self, Paging.of(which.get_sregs()), gva)
+
+    def map(self) -> MemoryMap:
+        """What is where in the guest's physical addresses: memory, what the boot put there, holes,
+        devices. ``print`` shows lines, a notebook a picture, which ``map().svg()`` returns."""
+        from pykvm.debug.memorymap import MemoryMap
+
+        return MemoryMap.of(self)
 
     def view(self, gpa: int, size: int) -> memoryview:
         """A writable view of the guest's bytes, no copy. Raises `GuestMemoryError`."""

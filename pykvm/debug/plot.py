@@ -10,8 +10,9 @@ from collections import Counter
 from math import log2
 from typing import TYPE_CHECKING, Final
 
-from pykvm.debug import memorymap
 from pykvm.debug.explain import Findings
+from pykvm.debug.memorymap import MemoryMap
+from pykvm.debug.memorymap import draw as draw_memory
 from pykvm.debug.phases import phases
 from pykvm.debug.stats import duration
 from pykvm.debug.svg import Drawing
@@ -147,7 +148,8 @@ def plot(trace: Trace) -> str:
     shown = _draw_lanes(timeline)
     _draw_costs(timeline, shown)
     if machine:
-        memorymap.draw(drawing, WIDTH - MARGIN - MAP_WIDTH, 64, MAP_WIDTH, machine)
+        blocks = MemoryMap.of_trace(machine)
+        draw_memory(drawing, WIDTH - MARGIN - MAP_WIDTH, 64, MAP_WIDTH, blocks)
     return str(drawing)
 
 

@@ -60,6 +60,7 @@ class Template:
         self.generation = generation  # of the machine that was captured
         self.fd = fd
         self.layers = list(layers)
+        self.placed: list[tuple[int, int, str]] = []  # see `GuestMemory`; not kept on disk
         self.clock = "stay"
         self.prefault = False
         self.foreign = False  # from disk: it may be of another host
@@ -81,6 +82,7 @@ class Template:
         """Memory for a new machine."""
         memory = GuestMemory(self.config.memory, self.fd, prefault=self.prefault)
         self.overlay(memory)
+        memory.placed = list(self.placed)
         return memory
 
     def overlay(self, memory: GuestMemory) -> None:
@@ -108,7 +110,7 @@ class Template:
     def copy(self) -> Template:
         """The same, with descriptors of its own."""
         layers = [Layer(os.dup(layer.fd), layer.ranges) for layer in self.layers]
-        return Template(
+        same = Template(
             self.config,
             self.entry,
             self.parts,
@@ -116,6 +118,8 @@ class Template:
             generation=self.generation,
             layers=layers,
         )
+        same.placed = self.placed
+        return same
 
     def close(self) -> None:
         """Close the descriptors. Safe to call twice."""
@@ -146,6 +150,7 @@ def current_template(machine: Machine) -> Template:
         generation=machine.generation,
         layers=layers,
     )
+    template.placed = machine.memory.placed
     if machine.template is not None:
         machine.template.close()
     machine.template = template

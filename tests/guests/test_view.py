@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pykvm import Machine, MachineConfig, guest_programs
+from pykvm import Machine, MachineConfig, guest_programs, layout
 from pykvm.boot.entry import CpuMode
 from pykvm.outcome import Outcome, Reason
 
@@ -56,6 +56,30 @@ def test_run_until_a_symbol_and_show_what_is_there() -> None:
         assert "<table>" in listing._repr_html_()
         with pytest.raises(KeyError):
             vm.run_until("no such symbol")
+
+
+def test_the_memory_map_shows_what_the_boot_and_the_user_put_there() -> None:
+    config = MachineConfig(
+        kernel=guest_programs.path("hello-elf64"),
+        memory=(3 << 30) + (64 << 20),
+        initrd=[guest_programs.path("hello-elf64")],
+        rng=True,
+    )
+    with Machine(config) as vm:
+        vm.mmio(0xD800_0000, 0x2000)(lambda offset, size, value: 0)
+        found = vm.memory.map()
+        at = {block.what: block for block in found}
+        assert at["the ACPI tables"].gpa == layout.ACPI_TABLES
+        window = at["pci window"]
+        assert (window.gpa, window.size) == (layout.PCI_MMIO, layout.PCI_MMIO_SIZE)
+        assert at["the initrd"].kind == "initrd"
+        assert found[-1][:3] == (4 << 30, (4 << 30) + (64 << 20), "free memory")
+        kernel = next(block for block in found if block.gpa == 0x10_0000)
+        assert kernel.kind == "kernel"
+        assert any(block.gpa == 0xD800_0000 and block.size == 0x2000 for block in found)
+        assert found._repr_svg_().startswith("<svg")
+        with vm.fork() as fork:
+            assert "the initrd" in str(fork.memory.map())
 
 
 def test_registers_are_named_shown_and_set() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from traces import boot, write
 
-from pykvm.debug import memorymap
 from pykvm.debug.plot import BINS, _runs, _step, kind_of, plot
 from pykvm.debug.traceread import Trace
 
@@ -46,20 +44,6 @@ def test_everything_is_inside_the_picture(picture: ET.Element) -> None:
 def test_a_trace_without_machine_and_without_exits_has_a_picture(tmp_path: Path) -> None:
     events = [event for event in boot() if event["cat"] == "console"]
     assert texts(ET.fromstring(plot(Trace(write(tmp_path / "trace.json", events)))))
-
-
-def test_the_memory_map_has_no_gap_and_no_overlap() -> None:
-    machine = boot()[0]["args"]
-    found = memorymap.blocks(machine)
-    assert found[0].gpa == 0
-    assert found[-1].end == 1 << 32
-    assert all(a.end == b.gpa for a, b in pairwise(found))
-    assert {"free memory", "nothing", "IOAPIC (KVM's)"} <= {block.what for block in found}
-
-
-def test_memory_above_the_hole_is_on_the_map() -> None:
-    machine = {**boot()[0]["args"], "regions": [[0, 3 << 30], [4 << 30, 6 << 30]]}
-    assert memorymap.blocks(machine)[-1][:3] == (4 << 30, 6 << 30, "free memory")
 
 
 @given(st.dictionaries(st.integers(0, BINS - 1), st.integers(1, 1 << 40)))
