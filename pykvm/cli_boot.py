@@ -13,6 +13,7 @@ import sys
 from pykvm.boot import PROTOCOLS
 from pykvm.boot.entry import CpuMode
 from pykvm.cli import complain
+from pykvm.cli_devices import initrds_of, nets_of, ports_of, storage_of, vsock_of
 from pykvm.config import CMDLINE_DEFAULT, MEMORY_DEFAULT, MachineConfig, parse_size
 from pykvm.errors import ConfigError
 from pykvm.layout import MIB
@@ -219,16 +220,16 @@ def run(args: Any) -> int:
 
         image = bytes(open_image(kernel).data)
     linux = is_linux(image)
-    storage = _storage(args)
+    storage = storage_of(args)
     problem = None if args.any_host else _host_problem(linux, args.lab)
     if problem is not None:
         if args.lab:
             return _boot_in_lab(args, kernel, problem, storage)
         raise ConfigError(f"{problem}; put 'pykvm lab --' in front of the command, or add --lab")
-    ports = _ports(args)
+    ports = ports_of(args)
     config = MachineConfig(
         kernel=image,
-        initrd=_initrds(args, kernel, command, linux, storage, ports),
+        initrd=initrds_of(args, kernel, command, linux, storage, ports),
         modules=tuple(args.module),
         cmdline=args.append if args.append is not None else CMDLINE_DEFAULT if linux else "",
         memory=parse_size(args.memory),
@@ -240,9 +241,9 @@ def run(args: Any) -> int:
         entry=number(args.entry, "--entry", _address),
         disks=storage.disks if storage else (),
         shares=storage.shares if storage else (),
-        nets=_nets(args.net),
+        nets=nets_of(args.net),
         rng=args.rng,
-        vsock=_vsock(args.vsock),
+        vsock=vsock_of(args.vsock),
         balloon=None if args.balloon is None else parse_size(args.balloon or "0", "--balloon"),
         ports=ports,
         transport=args.transport,
@@ -364,109 +365,11 @@ def _protocol(name: str | None) -> str | None:
     return name
 
 
-def _storage(args: Any) -> Storage | None:
-    """The machine's disks and shares, or None when there are none."""
-    if not (args.disk or args.fs or args.root):
-        return None
-    from pykvm.virtio.config.storage import parse_storage
-
-    return parse_storage(args.disk, args.fs, args.root)
-
-
-def _nets(specs: list[str]) -> tuple[Any, ...]:
-    if not specs:
-        return ()
-    from pykvm.virtio.config.net import parse_net
-
-    return tuple(map(parse_net, specs))
-
-
-def _vsock(spec: str | None) -> Any:
-    if spec is None:
-        return None
-    from pykvm.virtio.config.vsock import parse_vsock
-
-    return parse_vsock(spec)
-
-
-def _ports(args: Any) -> tuple[Any, ...]:
-    """The ports of --port and --pipe; settles where the serial port leads."""
-    if args.serial is None:
-        args.serial = "none" if args.pipe else "stdio"
-    if args.pipe and not args.command:
-        raise ConfigError("--pipe: there is no COMMAND to connect; write it after --")
-    if not args.pipe and not args.port:
-        return ()
-    from pykvm.virtio.config.console import PIPE, parse_port
-
-    ports = (*(PIPE if args.pipe else ()), *map(parse_port, args.port))
-    shared = [port.where for port in ports if port.where in ("stdio", "stdin", "stdout")]
-    if shared and args.serial == "stdio":
-        raise ConfigError(
-            f"--serial: stdio is what a port leads to ({shared[0]}); write --serial none or "
-            "--serial file:PATH"
-        )
-    return ports
-
-
 def _mode(name: str | None) -> CpuMode | None:
     try:
         return None if name is None else CpuMode(name)
     except ValueError:
         raise ConfigError(f"--mode: {name!r} is unknown; write real, protected or long") from None
-
-
-def _initrds(
-    args: Any,
-    kernel: str,
-    command: list[str],
-    linux: bool,
-    storage: Storage | None,
-    ports: tuple[Any, ...],
-) -> tuple[str | bytes, ...]:
-    """The user's initrds, or pykvm's own with `command` in it."""
-    mounts = storage is not None and storage.asks_for_mounts
-    if args.initrd:
-        if command or args.add:
-            raise ConfigError(
-                "--initrd: a COMMAND and --add need pykvm's own initrd; leave --initrd out, or "
-                "give the command to your init with --append '… -- COMMAND'"
-            )
-        if mounts:
-            raise ConfigError(
-                "--initrd: --root and mount= need pykvm's own initrd; leave --initrd out, or let "
-                "yours mount /dev/vda with --append 'root=/dev/vda'"
-            )
-        return tuple(args.initrd)
-    if not linux:
-        if command or args.add:
-            raise ConfigError("COMMAND: only a Linux guest can run one; remove it")
-        if mounts:
-            raise ConfigError("--root, mount=: only a Linux guest mounts anything; remove it")
-        return ()
-    from pykvm.boot.guestimage import default_initrd
-
-    nets, fstab = _nets(args.net), storage.fstab() if storage else ""
-    modules = _modules(args, storage)
-    names = [port.name for port in ports]
-    return (default_initrd(kernel, command, args.add, modules, nets, fstab, names),)
-
-
-def _modules(args: Any, storage: Storage | None) -> list[str]:
-    """The kernel modules that the guest needs for the devices asked for."""
-    kinds = [kind for kind in ("net", "rng", "vsock") if getattr(args, kind)]
-    kinds += ["balloon"] if args.balloon is not None else []
-    kinds += ["disk"] if storage and storage.disks else []
-    kinds += ["ports"] if args.pipe or args.port else []
-    kinds += ["fs"] if storage and storage.shares else []
-    if not kinds:
-        return []
-    from pykvm.boot.modules import FILE_SYSTEMS, KINDS, TRANSPORTS
-
-    names = [TRANSPORTS.get(args.transport, ""), *(name for kind in kinds for name in KINDS[kind])]
-    for file_system in storage.file_systems() if storage else ():
-        names += FILE_SYSTEMS.get(file_system, (file_system,))
-    return names
 
 
 def is_linux(kernel: str | bytes) -> bool:

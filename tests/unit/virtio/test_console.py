@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm import cli_boot
+from pykvm import cli_boot, cli_devices
 from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
@@ -140,7 +140,7 @@ def test_a_stream_has_one_use(words: list[str], named: str) -> None:
     args = parse(options.split(), cli_boot.OPTIONS)
     args.command = command.split()
     with pytest.raises(ConfigError, match=named):
-        cli_boot._ports(args)
+        cli_devices.ports_of(args)
 
 
 def test_a_file_that_cannot_be_written_is_refused_by_name(
