@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import struct
+import threading
 
 from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import GuestMemoryError
@@ -99,6 +100,7 @@ class Queue:
     def __init__(self, memory: GuestMemory, ring: Ring) -> None:
         size = ring.size
         self.memory, self.ring = memory, ring
+        self._uncontended = threading.Lock()
         self.avail_idx = self.used_idx = self._signalled_idx = 0
         self.fault = Fault.SOUND
         if not 0 < size <= SIZE_MAX or size & (size - 1):
@@ -227,6 +229,7 @@ class Queue:
         before, self._signalled_idx = self._signalled_idx, self.used_idx
         if self.used_idx == before:
             return False
+        self._fence()
         if not self.ring.event_idx:
             (flags,) = U16.unpack_from(self._avail, FLAGS)
             return not flags & NO_INTERRUPT
@@ -242,7 +245,19 @@ class Queue:
             U16.pack_into(self._used, self._avail_event, self.avail_idx)
         else:
             U16.pack_into(self._used, FLAGS, 0)
+        # Either the driver sees that we ask, or we see its avail idx (§2.7.13.4).
+        self._fence()
         return self.load_avail_idx() != self.avail_idx
+
+    def _fence(self) -> None:
+        """A full barrier: what was written before it is seen before what is read after it.
+
+        Python has none of its own. Taking a lock that nobody else wants is a locked instruction on
+        x86, which is one (Intel SDM vol. 3A §8.2.2 Memory Ordering in P6 and More Recent
+        Processor Families).
+        """
+        with self._uncontended:
+            pass
 
     def refuse_kicks(self) -> None:
         """Tell the driver not to bother."""
