@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from pykvm.outcome import Outcome as Outcome
     from pykvm.outcome import Reason as Reason
     from pykvm.virtio.config.disk import DiskConfig as DiskConfig
+    from pykvm.virtio.config.net import NetConfig as NetConfig
 
 _HOMES = {
     "Machine": "machine",
     "MachineConfig": "config",
     "DiskConfig": "virtio.config.disk",
+    "NetConfig": "virtio.config.net",
     "Outcome": "outcome",
     "Reason": "outcome",
     "Device": "devices.base",
