@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from pykvm.debug.symboltable import SymbolTable
     from pykvm.debug.trace import Tracer
     from pykvm.debug.view import Listing
+    from pykvm.pci import PciBus
     from pykvm.virtio.balloon import Balloon
     from pykvm.virtio.console import VirtioConsole
     from pykvm.virtio.mmio import MmioTransport
@@ -120,6 +121,7 @@ class Machine:
         self._unclaimed: dict[str, bytes] = {}  # states of devices that are still to be attached
         self.on_silence: Callable[[str], None] | None = None  # told where the vCPUs are, once
         self.balloon: Balloon | None = None  # with ``--balloon``
+        self.pci: PciBus | None = None  # with virtio devices on one
         self.on_snapshot_key: Callable[[], None] | None = None  # Ctrl-A s
         self.console_triggers: list[ConsoleTrigger] = []
         self.on_snapshot_request: Callable[[], None] | None = None  # the guest's own, by a port
@@ -245,7 +247,11 @@ class Machine:
         from pykvm.devices.bios import Bios
 
         services = Bios(
-            self.memory, self.serial, memory_map(self.memory), lambda: self._finish(Reason.HALTED)
+            self.memory,
+            self.serial,
+            memory_map(self.memory),
+            on_end=lambda: self._finish(Reason.HALTED),
+            pci=self.pci,
         )
         self.pio_bus.add(layout.PORT_BIOS_CALL, 4, services)
 

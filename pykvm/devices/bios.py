@@ -2,7 +2,8 @@
 
 Reached from the bus at `layout.PORT_BIOS_CALL`, through the ROM that `boot/bios.py` writes. The
 caller's registers lie on the guest's stack: a service reads and changes them there. Boot loaders
-such as iPXE live on these. Source: Ralf Brown's Interrupt List. Read `biosvideo` for int 10h.
+such as iPXE live on these. Source: Ralf Brown's Interrupt List. Read `biosvideo` for int 10h, and
+`biospci` for the PCI BIOS.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pykvm.memory import GuestMemory, GuestMemoryError
 
 if TYPE_CHECKING:
     from typing import Final
+
+    from pykvm.pci import PciBus
 
 # What the stub and the INT pushed, lowest address first.
 STATE: Final = struct.Struct("<d")  # seconds left of a wait
@@ -99,7 +102,8 @@ class Call:
 
 class Bios(Device):
     """The services. `serial` is the UART whose line is screen and keyboard; `on_end` is called when
-    there is nothing left to boot (int 18h and 19h), or the guest went astray (int 0 and 6)."""
+    there is nothing left to boot (int 18h and 19h), or the guest went astray (int 0 and 6). `pci`
+    is the machine's PCI bus, if it has one."""
 
     name = "BIOS"
 
@@ -110,12 +114,14 @@ class Bios(Device):
         e820: Sequence[E820],
         on_end: Callable[[], None],
         now: Callable[[], float] = time.time,
+        pci: PciBus | None = None,
     ) -> None:
         self._memory = memory
         self._serial = serial
         self._e820 = e820
         self._on_end = on_end
         self._now = now
+        self._pci = pci
         self._video = Video(memory, self._send)
         self._keyboard = Keyboard(memory, self._receive)
         self._wait_until = 0.0  # int 15h AH=86h; host's time
@@ -293,8 +299,16 @@ class Bios(Device):
         elif call.ah == 0x04:
             call.ch, call.cl = _bcd(now.tm_year // 100), _bcd(now.tm_year % 100)
             call.dh, call.dl = _bcd(now.tm_mon), _bcd(now.tm_mday)
+        elif call.ah == 0xB1 and self._pci is not None:
+            self._pci_bios(call, self._pci)
         else:  # B1h, the PCI BIOS, included: a machine without PCI has none
             call.fail(UNSUPPORTED)
+
+    def _pci_bios(self, call: Call, bus: PciBus) -> None:
+        from pykvm.devices import biospci
+
+        call.ah = biospci.serve(call, bus)
+        call.set_flag(CARRY, call.ah != biospci.SUCCESSFUL)
 
     # ── the user ─────────────────────────────────────────────────────────────────────────────
 

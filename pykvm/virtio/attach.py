@@ -72,7 +72,7 @@ def attach(
     if machine.config.transport == "mmio":
         machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, reset_control)
         return {"virtio_mmio": _attach_mmio(machine, c_bus, resources)}
-    bus = PciBus(reset_control)
+    bus = machine.pci = PciBus(reset_control)
     machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, bus.ports)
     machine.mmio_bus.add(layout.PCI_ECAM, layout.PCI_ECAM_SIZE, bus.ecam)
     machine.mmio_bus.add(layout.PCI_MMIO, layout.PCI_MMIO_SIZE, bus.window)

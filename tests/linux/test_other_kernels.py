@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
+from pykvm import guest_programs
 from pykvm.boot import apt
 from pykvm.cache import cache_dir, locked
 from pykvm.errors import HostError
@@ -66,6 +68,36 @@ def test_ipxe_starts_through_the_bios_and_finds_no_network(boot) -> None:
     assert b"iPXE initialising devices...ok" in result.stdout
     assert b"No more network devices" in result.stdout
     assert b"No bootable device." in result.stdout
+
+
+# iPXE has a script as its initrd; its network is a host at the other end of a socket, with a file.
+NETBOOT = """
+import sys, tempfile
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from bootserver import BootServer
+from pykvm import Machine, MachineConfig, NetConfig
+
+with tempfile.TemporaryDirectory() as folder:
+    script, socket = Path(folder, "script"), Path(folder, "socket")
+    script.write_text("#!ipxe\\ndhcp && chain tftp://10.0.0.1/kernel\\n")
+    cable = NetConfig("socket", where=str(socket))
+    config = MachineConfig(kernel=sys.argv[2], initrd=(str(script),), nets=(cable,))
+    kernel = Path(sys.argv[3]).read_bytes()
+    with BootServer(socket, {"kernel": kernel}) as server, Machine(config) as vm:
+        outcome = vm.run(timeout=180)
+print(outcome.console.decode(errors="replace"), outcome.report, *server.log)
+sys.exit(outcome.code)
+"""
+
+
+def test_ipxe_fetches_a_kernel_through_virtio_net(in_lab) -> None:
+    ipxe = from_package("ipxe", "**/ipxe.lkrn")
+    words = [sys.executable, "-c", NETBOOT, str(Path(__file__).parent), ipxe]
+    result = in_lab([*words, guest_programs.path("hello-multiboot")])
+    assert b"tftp://10.0.0.1/kernel... ok" in result.stdout
+    assert b"ok: EAX holds the multiboot magic" in result.stdout  # what was fetched runs
+    assert result.stdout.rstrip().endswith(b"REQUEST kernel")
 
 
 def test_xen_starts_by_multiboot_and_misses_its_dom0(boot) -> None:

@@ -10,6 +10,7 @@ from pykvm.boot.e820 import memory_map
 from pykvm.devices.base import Device
 from pykvm.devices.bios import FRAME, Bios, Call
 from pykvm.memory import GuestMemory
+from pykvm.pci import PciBus
 
 STACK_SEGMENT = 0x7000
 STACK = 0x0100
@@ -35,14 +36,19 @@ class Line(Device):
 class Caller:
     """A machine's memory, data area and BIOS; `call()` is the INT instruction."""
 
-    def __init__(self, memory_size: int = 4 << 20) -> None:
+    def __init__(self, memory_size: int = 4 << 20, pci: PciBus | None = None) -> None:
         self.memory = GuestMemory(memory_size)
         self.memory.write(rom.BDA, rom.build_data_area(self.memory.low_end))
         self.line = Line()
         self.now = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
         self.ends = 0
         self.bios = Bios(
-            self.memory, self.line, memory_map(self.memory), self._end, now=lambda: self.now
+            self.memory,
+            self.line,
+            memory_map(self.memory),
+            self._end,
+            now=lambda: self.now,
+            pci=pci,
         )
 
     def _end(self) -> None:

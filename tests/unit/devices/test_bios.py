@@ -191,7 +191,7 @@ def test_the_clock_tells_time_and_date(caller: Caller) -> None:
     assert (call.cx, call.dx) == (0x2023, 0x1114)
 
 
-def test_there_is_no_pci_bios(caller: Caller) -> None:
+def test_without_a_pci_bus_there_is_no_pci_bios(caller: Caller) -> None:
     assert caller.call(0x1A, ax=0xB101).flags & CARRY
 
 
