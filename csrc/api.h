@@ -357,6 +357,26 @@ struct pk_limits {
     uint64_t ops, ops_burst;
 };
 
+/* overlay.c: a disk whose writes go to a file of its own, over a base that is only read. */
+#define PK_OVERLAY_CLUSTER 4096
+
+struct pk_overlay_config {
+    int base_fd;
+    int fd;             /* sparse, of data_at + size bytes */
+    uint64_t size;      /* of the disk, in bytes */
+    uint64_t bitmap_at; /* where in the file the bitmap is kept; 0: it is not */
+    uint64_t data_at;   /* where in the file byte 0 of the disk is */
+};
+
+struct pk_overlay;
+int pk_overlay_create(const struct pk_overlay_config *config, struct pk_overlay **ret);
+void pk_overlay_destroy(struct pk_overlay *overlay);
+uint64_t pk_overlay_count(const struct pk_overlay *overlay); /* clusters that are in it */
+/* Drop all that is in it, one that is not kept. While its disk is stopped, as the next. */
+int pk_overlay_empty(struct pk_overlay *overlay);
+/* Write the bitmap to the file, if it is kept: when `durable`, after the data, and both synced. */
+int pk_overlay_flush(struct pk_overlay *overlay, int durable);
+
 struct pk_blk_config {
     int fd;             /* the file or block device */
     uint64_t sectors;   /* capacity, of 512 bytes */
@@ -367,6 +387,7 @@ struct pk_blk_config {
     char id[20];        /* VIRTIO_BLK_T_GET_ID, NUL-padded */
     char name[256];     /* for messages, NUL-terminated */
     struct pk_limits limits;
+    struct pk_overlay *overlay; /* or NULL; outlives the disk */
 };
 
 struct pk_blk;

@@ -11,6 +11,7 @@
  * (discard, write zeroes, the rest of a short transfer) waits in the thread.
  */
 #include "iothread.h"
+#include "overlay.h"
 #include "ratelimit.h"
 #include "uring.h"
 
@@ -119,6 +120,14 @@ static int write_flags(const struct pk_blk *b)
     return __atomic_load_n(&b->writeback, __ATOMIC_RELAXED) || b->config.unsafe ? 0 : RWF_DSYNC;
 }
 
+/* Make what was written durable, here and now. */
+static int sync_data(struct pk_blk *b)
+{
+    if (b->config.overlay != NULL)
+        return pk_overlay_flush(b->config.overlay, 1);
+    return fdatasync(b->config.fd) < 0 ? -errno : 0;
+}
+
 /* Drop `len` bytes from the front of the request's data. */
 static void advance(struct request *r, uint64_t len)
 {
@@ -152,6 +161,17 @@ static int64_t transfer_rest(struct pk_blk *b, struct request *r, uint64_t done)
         }
     }
     return 0;
+}
+
+/* The same for a disk with an overlay, which has no part done already. */
+static int64_t transfer_overlaid(struct pk_blk *b, struct request *r)
+{
+    struct pk_overlay *overlay = b->config.overlay;
+    uint64_t at = r->sector * SECTOR;
+    if (r->type == VIRTIO_BLK_T_IN)
+        return pk_overlay_read(overlay, r->iov, r->iov_num, at);
+    int result = pk_overlay_write(overlay, r->iov, r->iov_num, at);
+    return result == 0 && write_flags(b) != 0 ? sync_data(b) : result;
 }
 
 static int is_aligned(const struct pk_blk *b, const struct request *r)
@@ -218,6 +238,10 @@ static void transfer(struct pk_blk *b, struct request *r)
         finish(b, r, VIRTIO_BLK_S_IOERR);
         return;
     }
+    if (b->config.overlay != NULL) {
+        finish_with(b, r, transfer_overlaid(b, r));
+        return;
+    }
     if (!is_aligned(b, r)) {
         finish_with(b, r, transfer_bounced(b, r));
         return;
@@ -242,7 +266,7 @@ static void flush(struct pk_blk *b, struct request *r)
     }
     struct io_uring_sqe *sqe = next_entry(b, r, IORING_OP_FSYNC);
     if (sqe == NULL)
-        finish_with(b, r, fdatasync(b->config.fd) < 0 ? -errno : 0);
+        finish_with(b, r, sync_data(b));
     else
         sqe->fsync_flags = IORING_FSYNC_DATASYNC;
 }
@@ -251,28 +275,8 @@ static void flush(struct pk_blk *b, struct request *r)
 
 static int punch_hole(struct pk_blk *b, off_t at, off_t len)
 {
-    return fallocate(b->config.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, len);
-}
-
-static int write_zeroes(struct pk_blk *b, off_t at, off_t len, int unmap)
-{
-    static const uint8_t ZEROES[1 << 16] __attribute__((aligned(BOUNCE_ALIGN)));
-
-    if (unmap && punch_hole(b, at, len) == 0)
-        return 0;
-    if (fallocate(b->config.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, at, len) == 0)
-        return 0;
-    while (len > 0) {
-        size_t piece = len < (off_t)sizeof(ZEROES) ? (size_t)len : sizeof(ZEROES);
-        ssize_t result = pwrite(b->config.fd, ZEROES, piece, at);
-        if (result < 0 && errno != EINTR)
-            return -1;
-        if (result > 0) {
-            at += result;
-            len -= result;
-        }
-    }
-    return 0;
+    int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    return fallocate(b->config.fd, mode, at, len) < 0 ? -errno : 0;
 }
 
 /* One segment. Returns a status; a host's failure is in *error. */
@@ -289,13 +293,18 @@ static uint8_t clear_segment(struct pk_blk *b, uint32_t type,
     if (num == 0)
         return VIRTIO_BLK_S_OK;
     off_t at = (off_t)(segment->sector * SECTOR), len = (off_t)(num * SECTOR);
-    int result = type == VIRTIO_BLK_T_DISCARD ? punch_hole(b, at, len)
-                                              : write_zeroes(b, at, len, unmap != 0);
+    int result;
+    if (b->config.overlay != NULL)
+        result = pk_overlay_clear(b->config.overlay, (uint64_t)at, (uint64_t)len);
+    else if (type == VIRTIO_BLK_T_DISCARD)
+        result = punch_hole(b, at, len);
+    else
+        result = pk_file_clear(b->config.fd, at, len, unmap != 0);
     if (result == 0)
         return VIRTIO_BLK_S_OK;
-    if (errno == EOPNOTSUPP)
+    if (result == -EOPNOTSUPP)
         return VIRTIO_BLK_S_UNSUPP;
-    *error = errno;
+    *error = -result;
     return VIRTIO_BLK_S_IOERR;
 }
 
@@ -313,8 +322,8 @@ static void clear(struct pk_blk *b, struct request *r)
     copy_data(r, (uint8_t *)segments, 0); /* once; the guest may change its own */
     for (uint64_t i = 0; i < r->len / sizeof(segments[0]) && status == VIRTIO_BLK_S_OK; i++)
         status = clear_segment(b, r->type, &segments[i], &error);
-    if (status == VIRTIO_BLK_S_OK && write_flags(b) != 0 && fdatasync(b->config.fd) < 0)
-        error = errno;
+    if (status == VIRTIO_BLK_S_OK && write_flags(b) != 0)
+        error = -sync_data(b);
     if (error)
         finish_with(b, r, -error);
     else
@@ -502,8 +511,9 @@ static void begin_thread(void *device)
 {
     struct pk_blk *b = device;
 
-    /* Without io_uring (an old kernel, a container that forbids it) the thread does all itself. */
-    if (b->config.no_uring || pk_uring_open(&b->ring, REQUESTS) < 0)
+    /* Without io_uring (an old kernel, a container that forbids it) the thread does all itself, and
+     * with an overlay too: one request may be several transfers, in an order. */
+    if (b->config.no_uring || b->config.overlay != NULL || pk_uring_open(&b->ring, REQUESTS) < 0)
         b->ring = (struct pk_uring){.fd = -1};
     b->io.ready_fd = b->ring.fd;
 }
