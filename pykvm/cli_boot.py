@@ -98,12 +98,13 @@ OPTIONS = (
     Option(
         "--disk",
         "FILE[,format=NAME][,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]"
-        "[,mount=PATH[,partition=N][,fstype=NAME]]",
+        "[,overlay=on|PATH][,mount=PATH[,partition=N][,fstype=NAME]]",
         "a file or block device as the next virtio disk; NAME is raw, or qcow2 and others that "
         "qemu-storage-daemon has; in place of FILE, vhost-user=SOCKET is a back end of your own; "
         "MODE is writeback, none (O_DIRECT) or unsafe (a flush does nothing); bps and iops limit "
-        "bytes and requests a second, bps_max and iops_max say how much may pass at once; pykvm's "
-        "own init mounts it, or its partition N, at PATH",
+        "bytes and requests a second, bps_max and iops_max say how much may pass at once; with "
+        "overlay= FILE is only read and may be shared; what the guest writes goes to PATH, or is "
+        "dropped at the end (on); pykvm's own init mounts it, or its partition N, at PATH",
         repeated=True,
     ),
     Option(
@@ -416,7 +417,7 @@ def _boot_in_lab(args: Any, kernel: str, problem: str, storage: Storage | None) 
         words.insert(1, f"--kernel={kernel}")
     folders: set[str] = set()
     if storage is not None:
-        files = [disk.path for disk in storage.disks if disk.path and not disk.read_only]
+        files = [disk.written_path for disk in storage.disks if disk.written_path]
         folders = {os.path.dirname(os.path.abspath(path)) for path in files}
         folders |= {os.path.abspath(each.path) for each in storage.shares if not each.read_only}
     if _is_followed(args):

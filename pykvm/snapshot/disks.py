@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def describe_disks(machine: Machine) -> list[dict[str, Any]]:
-    """What tells whether a disk has changed: size, inode and the time of the last write."""
-    return [describe(disk.path) for disk in machine.config.disks]
+    """What tells whether a disk, or its overlay, has changed: size, inode, time of last write."""
+    return [describe(disk.written_path or disk.path) for disk in machine.config.disks]
 
 
 def describe(path: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pykvm.memory import GuestMemory
     from pykvm.virtio.config.disk import DiskConfig
+    from pykvm.virtio.overlay import Overlay
 
 SECTOR: Final = 512
 PAGE: Final = 4096
@@ -51,6 +52,8 @@ WRITEBACK: Final = 32  # offset of the one byte the driver may write
 MAX_SEGMENTS: Final = 16  # of one discard or write zeroes: as csrc/virtio_blk.c takes
 MAX_CLEARED: Final = 1 << 22  # sectors of one segment: 2 GiB
 
+OVERLAY_MAGIC: Final = b"PKVMOVL\n"  # of `overlay`'s files
+
 # Images in other formats, by (offset, magic).
 IMAGES: Final = {
     "qcow2": (0, b"QFI\xfb"),
@@ -75,14 +78,17 @@ class Blk(VirtioDevice):
         self.name = f"disk {config.path}"
         self.config = config
         self._fd = open_file(config)
+        self.overlay: Overlay | None = None
         try:
             if not config.format:
                 _refuse_image(config.path)
             lock_file(self._fd, config)
             self.sectors = os.lseek(self._fd, 0, os.SEEK_END) // SECTOR
             self.block_size = _block_size(self._fd) if config.cache == "none" else SECTOR
+            self.overlay = self._open_overlay()
             self._handle = self._create()
         except BaseException:
+            self._close_overlay()
             os.close(self._fd)
             raise
         self.features = BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE | BlkFeature.TOPOLOGY
@@ -97,6 +103,13 @@ class Blk(VirtioDevice):
         self._writeback = True
         super().__init__(memory)
 
+    def _open_overlay(self) -> Overlay | None:
+        if not self.config.overlay:
+            return None
+        from pykvm.virtio.overlay import Overlay
+
+        return Overlay(self.config.overlay, self._fd, self.sectors * SECTOR)
+
     def _create(self) -> Any:
         out = ffi.new("struct pk_blk **")
         options = {
@@ -108,6 +121,7 @@ class Blk(VirtioDevice):
             "id": self.config.serial.encode().ljust(20, b"\0"),
             "name": os.fsencode(self.config.path)[-255:],
             "limits": self.config.limits.for_c(),
+            "overlay": self.overlay.handle if self.overlay is not None else ffi.NULL,
         }
         check(lib.pk_blk_create(ffi.new("struct pk_blk_config *", options), out), "memory")
         return out[0]
@@ -153,18 +167,47 @@ class Blk(VirtioDevice):
         self._set_writeback(True)
 
     def state(self) -> bytes:
+        """Raises `ConfigError` when the guest knows of writes that no other machine could find."""
+        if self.overlay is not None:
+            self._settle_overlay(self.overlay)
         return bytes([self._writeback]) + super().state()
+
+    def _settle_overlay(self, overlay: Overlay) -> None:
+        if overlay.is_kept:
+            # So that the end of this machine does not write to it, and it stays what was saved.
+            check(lib.pk_overlay_flush(overlay.handle, 1), "an overlay's file")
+        elif overlay.count():
+            raise ConfigError(
+                f"snapshot: {self.name} has been written to, and overlay=on is dropped with the "
+                "machine; take it before the guest writes, or keep the overlay with overlay=PATH"
+            )
 
     def restore(self, state: bytes) -> None:
         super().restore(state[1:])
         self._set_writeback(bool(state[0]))
+        if self.overlay is not None and not self.overlay.is_kept:
+            self.overlay.empty()  # as it was when the state was taken
 
     def close(self) -> None:
         super().close()
         if self._handle != ffi.NULL:
             lib.pk_blk_destroy(self._handle)
             self._handle = ffi.NULL
+            self._close_overlay()
             os.close(self._fd)
+
+    def _close_overlay(self) -> None:
+        if self.overlay is None:
+            return
+        result = self.overlay.close(durable=self.config.cache != "unsafe")
+        if result < 0:
+            import sys
+
+            print(
+                f"pykvm: --disk: overlay={self.config.overlay}: {os.strerror(-result)}; "
+                "it lacks what the guest wrote last",
+                file=sys.stderr,
+            )
 
 
 # ── the file ─────────────────────────────────────────────────────────────────────────────────────
@@ -172,7 +215,7 @@ class Blk(VirtioDevice):
 
 def open_file(config: DiskConfig) -> int:
     """The file or block device as `config` wants it. Raises `ConfigError` naming the remedy."""
-    flags = os.O_CLOEXEC | (os.O_RDONLY if config.read_only else os.O_RDWR)
+    flags = os.O_CLOEXEC | (os.O_RDWR if config.writes_file else os.O_RDONLY)
     if config.cache == "none":
         flags |= os.O_DIRECT
     try:
@@ -199,6 +242,8 @@ def _refuse_image(path: str) -> None:
     write over, what the format keeps there."""
     with open(path, "rb") as file:
         start = file.read(SECTOR)
+    if start.startswith(OVERLAY_MAGIC):
+        raise ConfigError(f"--disk: {path} is an overlay; name its base and add overlay={path}")
     for name, (offset, magic) in IMAGES.items():
         if start[offset : offset + len(magic)] == magic:
             raise ConfigError(
@@ -211,12 +256,13 @@ def lock_file(fd: int, config: DiskConfig) -> None:
     """One writer, or many readers: two guests that write to one disk destroy it."""
     import fcntl
 
-    kind = fcntl.LOCK_SH if config.read_only else fcntl.LOCK_EX
+    kind = fcntl.LOCK_EX if config.writes_file else fcntl.LOCK_SH
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(
-            f"--disk: {config.path} is in use by another machine; end it, or give both ,ro"
+            f"--disk: {config.path} is in use by another machine; end it, or give both ,ro or "
+            "overlay="
         ) from None
     except OSError:
         return  # a file system without locks

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 USAGE: Final = (
     "--disk FILE[,format=NAME][,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]"
-    "[,mount=PATH[,partition=N][,fstype=NAME]]"
+    "[,overlay=on|PATH][,mount=PATH[,partition=N][,fstype=NAME]]"
 )
 
 SERIAL_MAX: Final = 20  # bytes: virtio 1.2 §5.2.6 Device Operation, VIRTIO_BLK_T_GET_ID
@@ -31,6 +31,8 @@ CACHES: Final = {
 
 RAW: Final = "raw"
 FORMATS: Final = (RAW, "qcow2", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc", "parallels")
+
+DROPPED: Final = "on"  # in the place of an overlay's PATH: it has none, and ends with the machine
 
 STRANGER: Final = "vhost-user="  # in the place of FILE: --disk vhost-user=SOCKET
 
@@ -49,11 +51,24 @@ class DiskConfig(Record):
     mount: str = ""  # where pykvm's own init mounts it; "": nowhere; /: it is the root
     partition: int = 0  # which partition of it; 0: it has none
     fstype: str = ""  # of what is mounted; "": found out
+    overlay: str = ""  # the file that has what the guest writes, or DROPPED; "": `path` has it
 
     @property
     def is_vhost(self) -> bool:
         """Whether another process serves it."""
         return bool(self.vhost_user) or self.format not in ("", RAW)
+
+    @property
+    def writes_file(self) -> bool:
+        """Whether `path` itself is written to."""
+        return not (self.read_only or self.overlay)
+
+    @property
+    def written_path(self) -> str:
+        """The file that is written to, or "" when none is that stays."""
+        if self.writes_file:
+            return self.path
+        return "" if self.overlay == DROPPED else self.overlay
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
@@ -80,11 +95,27 @@ class DiskConfig(Record):
             raise ConfigError(
                 "--disk: serial= is for disks that pykvm serves itself; leave it or format= out"
             )
+        self._check_overlay()
         if self.vhost_user and (self.read_only, self.cache, self.limits, self.format) != (
             *(False, "writeback", Limits(), ""),
         ):
             raise ConfigError(
                 "--disk: vhost-user= takes queues=N alone; give the other options to the back end"
+            )
+
+    def _check_overlay(self) -> None:
+        if not self.overlay:
+            return
+        if self.is_vhost:
+            raise ConfigError(
+                "--disk: overlay= is for raw disks that pykvm serves itself; leave it out, or make "
+                "an image over the other with qemu-img create -b"
+            )
+        if self.read_only:
+            raise ConfigError("--disk: overlay= is for what is written; leave it or ro out")
+        if self.cache == "none":
+            raise ConfigError(
+                "--disk: an overlay goes through the page cache; leave overlay= or cache=none out"
             )
 
 
@@ -96,6 +127,7 @@ def parse_disk(text: str, option: str = "--disk") -> DiskConfig:
     usage = USAGE.replace("--disk", option)
     values: dict[str, Callable[[str], Any]] = {
         **{"format": str, "serial": str, "cache": str, "mount": str, "fstype": str},
+        "overlay": _overlay,
         **{"queues": number, "partition": number},
     }
     path, options = split(text, usage, flags=("ro",), values=values | WORDS)
@@ -105,3 +137,9 @@ def parse_disk(text: str, option: str = "--disk") -> DiskConfig:
         raise ConfigError(f"{option}: FILE is missing; write {usage}")
     limits = take_limits(options)
     return DiskConfig(path, options.pop("ro", False), limits=limits, **options)
+
+
+def _overlay(text: str) -> str:
+    if not text:
+        raise ValueError(text)
+    return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from pykvm.virtio.config.limits import Limits
         ("a,ro", DiskConfig("a", read_only=True)),
         ("a,serial=x y,cache=none", DiskConfig("a", serial="x y", cache="none")),
         ("a,queues=4", DiskConfig("a", queues=4)),
+        ("a,overlay=on", DiskConfig("a", overlay="on")),
+        ("a,overlay=b,,c", DiskConfig("a", overlay="b,c")),
         ("a,,b,ro", DiskConfig("a,b", read_only=True)),
         ("a,bps=10M,iops=500", DiskConfig("a", limits=Limits(bps=10 << 20, iops=500))),
         ("a,iops=2k,iops_max=9", DiskConfig("a", limits=Limits(iops=2048, iops_max=9))),
@@ -43,6 +47,11 @@ def test_a_disk_is_a_file_and_its_options(text: str, config: DiskConfig) -> None
         "vhost-user=",
         "vhost-user=a,ro",
         "vhost-user=a,cache=none",
+        "a,overlay=",
+        "a,overlay=on,ro",
+        "a,overlay=on,format=qcow2",
+        "a,overlay=on,cache=none",
+        "vhost-user=a,overlay=on",
         "a,queues=9",
         "a,queues=²",
         "a,bps=fast",
@@ -104,3 +113,67 @@ def test_an_image_is_not_taken_for_a_raw_disk(tmp_path: Path, start: bytes, name
         with pytest.raises(ConfigError, match=f"add format={name}"):
             Blk(memory, DiskConfig(str(path)))
         Blk(memory, DiskConfig(str(path), format="raw")).close()
+
+
+# ── overlays ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("options", "path"), [("", "a"), (",ro", ""), (",overlay=on", ""), (",overlay=b", "b")]
+)
+def test_it_is_known_which_file_is_written(options: str, path: str) -> None:
+    assert parse_disk("a" + options).written_path == path
+
+
+def test_many_disks_share_the_base_of_their_overlays(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.write_bytes(bytes(1 << 16))
+    base.chmod(0o400)
+    with GuestMemory(1 << 20) as memory:
+        configs = [DiskConfig(str(base), overlay=where) for where in ("on", "on", f"{base}.1")]
+        disks = [Blk(memory, config) for config in configs]
+        with pytest.raises(ConfigError, match="in use"):
+            Blk(memory, configs[2])
+        with pytest.raises(ConfigError, match="in use"):
+            Blk(memory, DiskConfig(str(base)))
+        for disk in disks:
+            disk.close()
+        Blk(memory, configs[2]).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "base.1"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda base, kept: kept.write_bytes(b"something else"), "is no overlay"),
+        (lambda base, kept: kept.write_bytes(kept.read_bytes()[:-1]), "damaged"),
+        (lambda base, kept: kept.write_bytes(b"PKVMOVL\n\2" + kept.read_bytes()[9:]), "version"),
+        (lambda base, kept: base.write_bytes(bytes(1 << 15)), "changed"),
+        (lambda base, kept: base.write_bytes(bytes(1 << 17)), "another base"),
+        (lambda base, kept: os.utime(base, (1, 1)), "changed"),
+        (lambda base, kept: (kept.unlink(), kept.mkdir()), "overlay="),
+        (lambda base, kept: (kept.unlink(), os.mkfifo(kept)), "is not a file"),
+        (lambda base, kept: (kept.unlink(), kept.symlink_to(base)), "in use"),
+    ],
+)
+def test_a_file_that_is_no_overlay_of_this_base_is_refused(
+    tmp_path: Path, spoil: Callable[[Path, Path], object], message: str
+) -> None:
+    base, kept = tmp_path / "base", tmp_path / "kept"
+    base.write_bytes(bytes(1 << 16))
+    config = DiskConfig(str(base), overlay=str(kept))
+    with GuestMemory(1 << 20) as memory:
+        Blk(memory, config).close()
+        Blk(memory, config).close()
+        spoil(base, kept)
+        with pytest.raises(ConfigError, match=message):
+            Blk(memory, config)
+
+
+def test_an_overlay_is_no_disk_by_itself(tmp_path: Path) -> None:
+    base, kept = tmp_path / "base", tmp_path / "kept"
+    base.write_bytes(bytes(1 << 16))
+    with GuestMemory(1 << 20) as memory:
+        Blk(memory, DiskConfig(str(base), overlay=str(kept))).close()
+        with pytest.raises(ConfigError, match="is an overlay"):
+            Blk(memory, DiskConfig(str(kept)))

@@ -1,0 +1,158 @@
+"""A disk with an overlay: the guest reads what it wrote, and the base is never written."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pykvm import guest_programs
+from pykvm.config import MachineConfig
+from pykvm.errors import ConfigError
+from pykvm.machine import Machine
+from pykvm.memory import GuestMemory
+from pykvm.outcome import Outcome, Reason
+from pykvm.snapshot.load import load
+from pykvm.virtio.blk import Blk
+from pykvm.virtio.config.disk import DiskConfig
+
+RunGuest = Callable[..., Outcome]
+TEXT = b"hello from the disk"
+INVERTED = bytes(byte ^ 0xFF for byte in TEXT)  # what the guest writes to sector 1
+LIMIT_S = 60.0
+DATA = 8192  # where a small kept overlay has byte 0 of the disk: pykvm/virtio/overlay.py
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Path]:
+    """A disk that begins with TEXT, and is the same when the test ends."""
+    path = tmp_path / "base"
+    content = TEXT.ljust(256 * 512, b"\0")
+    path.write_bytes(content)
+    path.chmod(0o444)
+    yield path
+    assert path.read_bytes() == content
+
+
+def machine(**options: object) -> Machine:
+    kernel = guest_programs.path("virtqueue")
+    options = {"memory": 16 << 20, "transport": "mmio", "cmdline": "count=20", **options}
+    return Machine(MachineConfig(kernel=kernel, **options))
+
+
+def passed(outcome: Outcome) -> bool:
+    return outcome.reason is Reason.EXIT and outcome.code == 0 and b"FAILED" not in outcome.console
+
+
+def held(disk: Blk) -> int:
+    assert disk.overlay is not None
+    return disk.overlay.count()
+
+
+def clusters(config: DiskConfig) -> int:
+    """How many clusters a kept overlay has."""
+    with GuestMemory(1 << 20) as memory:
+        disk = Blk(memory, config)
+        try:
+            return held(disk)
+        finally:
+            disk.close()
+
+
+@pytest.mark.parametrize("cache", ["writeback", "unsafe"])
+def test_what_a_guest_writes_is_in_the_overlay(base: Path, tmp_path: Path, cache: str) -> None:
+    kept = tmp_path / "kept"
+    config = DiskConfig(str(base), overlay=str(kept), cache=cache)
+    for _ in range(2):  # begun, and gone on with
+        with machine(disks=(config,)) as vm:
+            assert passed(vm.run(timeout=LIMIT_S))
+    assert kept.read_bytes()[DATA + 512 :].startswith(INVERTED)
+    assert kept.read_bytes()[DATA:].startswith(TEXT)  # the same cluster, copied up
+    assert clusters(config) == 1
+
+
+def test_a_dropped_overlay_leaves_no_file(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    boot = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("virtqueue")]
+    boot += ["--disk", f"{base},overlay=on", "--transport", "mmio"]
+    done = subprocess.run(
+        boot,
+        check=False,
+        capture_output=True,
+        timeout=LIMIT_S,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.iterdir())
+
+
+def test_machines_share_a_base_and_forks_have_overlays_of_their_own(base: Path) -> None:
+    config = DiskConfig(str(base), overlay="on")
+    with machine(disks=(config,)) as vm, vm.fork() as one, vm.fork() as other:
+        for each in (one, other, vm):
+            assert passed(each.run(timeout=LIMIT_S))
+
+
+def test_reset_drops_what_was_written(base: Path) -> None:
+    with machine(disks=(DiskConfig(str(base), overlay="on"),)) as vm, vm.fork() as fork:
+        disk = fork.virtio[0].device
+        assert isinstance(disk, Blk)
+        for _ in range(3):
+            assert passed(fork.run(timeout=LIMIT_S))
+            assert held(disk) == 1
+            fork.reset()
+            assert held(disk) == 0
+
+
+def test_snapshot_without_what_was_written_is_refused(base: Path, tmp_path: Path) -> None:
+    with machine(disks=(DiskConfig(str(base), overlay="on"),)) as vm:
+        vm.snapshot(tmp_path / "before")
+        assert passed(vm.run(timeout=LIMIT_S))
+        with pytest.raises(ConfigError, match="overlay=PATH"):
+            vm.snapshot(tmp_path / "after")
+    load(tmp_path / "before").close()
+
+
+def test_snapshot_goes_with_its_kept_overlay_as_it_was_then(base: Path, tmp_path: Path) -> None:
+    kept, folder = tmp_path / "kept", tmp_path / "snap"
+    with machine(disks=(DiskConfig(str(base), overlay=str(kept)),)) as vm:
+        assert passed(vm.run(timeout=LIMIT_S))
+        vm.snapshot(folder)
+    load(folder).close()
+    os.utime(kept)
+    with pytest.raises(ConfigError, match="has changed since"):
+        load(folder)
+
+
+def test_what_was_flushed_survives_a_kill(base: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    boot = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("virtqueue")]
+    boot += ["--disk", f"{base},overlay={kept}", "--transport", "mmio", "--timeout", "60"]
+    boot += ["--append", "journal=1 batch=3"]
+    with subprocess.Popen(
+        boot, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        while said.count("flushed") < 20 and (line := process.stdout.readline()):
+            said += line
+        process.send_signal(signal.SIGKILL)
+        said += process.stdout.read()
+    flushed = int(re.findall(r"^flushed (\d+)\n", said, re.MULTILINE)[-1])
+    with GuestMemory(1 << 20) as memory:
+        disk = Blk(memory, DiskConfig(str(base), overlay=str(kept)))
+        count = held(disk)
+        disk.close()
+    data = kept.read_bytes()[DATA:]
+    assert count >= min(flushed, 255) // 8
+    for n in range(max(1, flushed - 255), flushed + 1):
+        value = int.from_bytes(data[n % 256 * 512 :][:4], "little")
+        assert value >= n
+        assert value % 256 == n % 256
