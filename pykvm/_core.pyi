@@ -22,6 +22,7 @@ class _FFI:
     def string(self, cdata: CData, maxlen: int = ...) -> bytes: ...
 
 class _Lib:
+    PK_OVERLAY_CLUSTER: int
     PK_PIO: int
     PK_MMIO: int
     PK_EXIT_PIO: int

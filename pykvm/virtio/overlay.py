@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 # Magic, version, bytes of a cluster; of the base: its size and time of the last write, in ns.
 HEADER: Final = struct.Struct("<8sIIQQ")
-CLUSTER: Final = 4096  # PK_OVERLAY_CLUSTER in csrc/api.h
+CLUSTER: Final = lib.PK_OVERLAY_CLUSTER
 
 
 class Overlay:
