@@ -36,13 +36,13 @@ def add_parser(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 def run(args: Namespace) -> int:
     """Carry out ``pykvm explain``; returns the exit code."""
-    from pykvm.debug import symbolfile
+    from pykvm.debug import symbols
     from pykvm.debug.explain import explain
     from pykvm.debug.traceread import Trace
 
     trace = Trace(args.trace)
     kernel = str(trace.machine.get("kernel", ""))
-    found = symbolfile.load(args.symbols) if args.symbols else symbolfile.beside(kernel)
+    found = symbols.load(args.symbols) if args.symbols else symbols.beside(kernel)
     if args.plot is not None:
         from pykvm.debug.follow import open_picture
         from pykvm.debug.plot import plot

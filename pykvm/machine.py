@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from pykvm.debug.control import RunControl, Stop
     from pykvm.debug.server import Server
-    from pykvm.debug.symboltable import SymbolTable
+    from pykvm.debug.symbols import SymbolTable
     from pykvm.debug.trace import Tracer
     from pykvm.debug.view import Listing
     from pykvm.pci import PciBus
@@ -503,9 +503,9 @@ class Machine:
     def symbols(self) -> SymbolTable:
         """The guest's names and their addresses; looked for again while there are none."""
         if not self._symbols:
-            from pykvm.debug import symboltable
+            from pykvm.debug import symbols
 
-            self._symbols = symboltable.of(self)
+            self._symbols = symbols.of(self)
         return self._symbols
 
     def step(self, count: int = 1, vcpu: int = 0) -> Stop | Outcome:

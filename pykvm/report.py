@@ -7,7 +7,6 @@ them. Nothing here may raise: a report that fails leaves out what it could not f
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 from pykvm._core import lib
@@ -144,8 +143,12 @@ def _was_reset(rip: int, sregs: object) -> bool:
 
 
 def _place(machine: Machine, address: int) -> str:
-    symbol = Symbols(machine.entry.symbols).find(address) if machine.entry.symbols else None
-    return f"{address:#x} <{symbol}>" if symbol else f"{address:#x}"
+    if machine.entry.symbols is None:
+        return f"{address:#x}"
+    from pykvm.debug import symbols
+
+    name = symbols.of_elf(machine.entry.symbols, symbols.FUNCTIONS).find(address)
+    return f"{address:#x} <{name}>" if name else f"{address:#x}"
 
 
 def _bytes_at(machine: Machine, vcpu: Vcpu, address: int) -> bytes:
@@ -187,42 +190,3 @@ def _remedy(reason: Reason, console: bytes) -> str:
         if re.search(pattern, console):
             return remedy
     return REMEDIES_BY_REASON.get(reason, "")
-
-
-class Symbols:
-    """The functions of an ELF image, by address. Empty when there are none."""
-
-    def __init__(self, image: bytes | memoryview | None) -> None:
-        self._starts: list[int] = []
-        self._functions: list[tuple[int, int, str]] = []
-        if image is None:
-            return
-        import io
-
-        from elftools.common.exceptions import ELFError
-        from elftools.elf.elffile import ELFFile
-        from elftools.elf.sections import SymbolTableSection
-
-        try:
-            table = ELFFile(io.BytesIO(image)).get_section_by_name(".symtab")
-            for symbol in table.iter_symbols() if isinstance(table, SymbolTableSection) else ():
-                if symbol["st_info"]["type"] in ("STT_FUNC", "STT_NOTYPE") and symbol.name:
-                    self._functions.append((symbol["st_value"], symbol["st_size"], symbol.name))
-        except (ELFError, ValueError, KeyError, UnicodeDecodeError):
-            return  # a damaged table: no names, but a report all the same
-        self._functions.sort()
-        self._starts = [start for start, _, _ in self._functions]
-
-    def __len__(self) -> int:
-        return len(self._functions)
-
-    def find(self, address: int) -> str | None:
-        """``name+0x12`` for the function at or shortly before `address`, or None."""
-        at = bisect_right(self._starts, address) - 1
-        if at < 0:
-            return None
-        start, size, name = self._functions[at]
-        offset = address - start
-        if offset >= (size or 0x1000):
-            return None
-        return f"{name}+{offset:#x}" if offset else name

@@ -19,8 +19,8 @@ from pykvm.debug.phases import STAMP, kept, lines, phases
 from pykvm.debug.stats import duration, percentile
 
 if TYPE_CHECKING:
+    from pykvm.debug.symbols import SymbolTable
     from pykvm.debug.traceread import Trace
-    from pykvm.report import Symbols
 
 TOP: Final = 10
 GAPS: Final = 5
@@ -47,7 +47,7 @@ class Sum:
 class Findings:
     """A trace, read once."""
 
-    def __init__(self, trace: Trace, symbols: Symbols | None) -> None:
+    def __init__(self, trace: Trace, symbols: SymbolTable | None) -> None:
         self.trace, self.symbols = trace, symbols
         self.phases = phases(trace)
         self.by_phase = [Sum() for _ in self.phases]
@@ -91,7 +91,7 @@ class Findings:
         return us / 1e6 / max(self.seconds * max(len(self.trace.vcpus), 1), 1e-9)
 
 
-def explain(trace: Trace, symbols: Symbols | None) -> str:
+def explain(trace: Trace, symbols: SymbolTable | None) -> str:
     """The whole text, in lines without a final newline."""
     found = Findings(trace, symbols)
     parts = [_head(found), _phases(found), _exits(found), _causes(found), _gaps(found)]

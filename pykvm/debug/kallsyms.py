@@ -1,6 +1,6 @@
 """The names a Linux kernel carries of itself, for images whose symbol table was stripped.
 
-Reached from `symboltable`. CONFIG_KALLSYMS puts compressed names and addresses among the kernel's
+Reached from `symbols`. CONFIG_KALLSYMS puts compressed names and addresses among the kernel's
 read-only data, for its own stack traces; so they are in guest memory, at their final addresses,
 even after KASLR. Nothing points there from outside: the tables are found by their looks.
 Source: Linux scripts/kallsyms.c, write_src(), and kernel/kallsyms.c. ::

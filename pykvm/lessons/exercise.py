@@ -84,18 +84,14 @@ def run(vm: Machine) -> Outcome:
 
 def symbol(vm: Machine, name: str) -> int:
     """The address of `name` in the guest, an ELF file. Raises `NotSolvedError` without it."""
-    import io
-
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.sections import SymbolTableSection
+    from pykvm.debug import symbols
 
     kernel = vm.config.kernel
     assert isinstance(kernel, bytes)
-    table = ELFFile(io.BytesIO(kernel)).get_section_by_name(".symtab")
-    found = table.get_symbol_by_name(name) if isinstance(table, SymbolTableSection) else None
-    if not found:
-        raise NotSolvedError(f"the program has no {name} any more")
-    return int(found[0]["st_value"])
+    try:
+        return symbols.of_elf(kernel)[name]
+    except KeyError:
+        raise NotSolvedError(f"the program has no {name} any more") from None
 
 
 def _compile(source: Path, program: Path, lesson: str) -> None:

@@ -1,86 +1,14 @@
-"""The parts of a report that need no machine: symbols of a real ELF, instructions, remedies."""
+"""The parts of a report that need no machine: instructions, remedies."""
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pykvm import report
 from pykvm.outcome import Reason
-from pykvm.report import Symbols
-
-SOURCE = """
-        .text
-        .globl  _start
-        .type   _start, @function
-_start: nop
-        nop
-        ret
-        .size   _start, . - _start
-        .skip   16
-        .type   helper, @function
-helper: ret
-        .size   helper, . - helper
-bare:   ret                             # no type and no size: as assembly often is
-"""
-
-
-@pytest.fixture(scope="module")
-def elf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """An ELF file as the host's own tools make it: code at 0x100000."""
-    folder = tmp_path_factory.mktemp("elf")
-    (folder / "code.S").write_text(SOURCE)
-    command = ["gcc", "-nostdlib", "-static", "-no-pie", "-Wl,-Ttext=0x100000", "-o"]
-    subprocess.run([*command, folder / "code", folder / "code.S"], check=True)
-    return (folder / "code").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("address", "name"),
-    [
-        (0x0F_FFFF, None),
-        (0x10_0000, "_start"),
-        (0x10_0002, "_start+0x2"),
-        (0x10_0003, None),  # behind the end of _start
-        (0x10_0013, "helper"),
-        (0x10_0014, "bare"),
-        (0x10_0015, "bare+0x1"),
-        (0xFFFF_FFFF_FFFF_FFFF, None),
-    ],
-)
-def test_address_has_the_name_of_its_function(elf: bytes, address: int, name: str | None) -> None:
-    assert Symbols(elf).find(address) == name
-
-
-def test_stripped_elf_has_no_names(elf: bytes, tmp_path: Path) -> None:
-    (tmp_path / "code").write_bytes(elf)
-    subprocess.run(["strip", tmp_path / "code"], check=True)
-    assert Symbols((tmp_path / "code").read_bytes()).find(0x10_0000) is None
-
-
-@pytest.mark.parametrize("image", [None, b"", b"\x7fELF", b"not an ELF file" * 100])
-def test_image_without_symbols_has_no_names(image: bytes | None) -> None:
-    assert Symbols(image).find(0x10_0000) is None
-
-
-@given(data=st.data())
-def test_damaged_elf_gives_names_or_none_but_never_fails(elf: bytes, data: st.DataObject) -> None:
-    damaged = bytearray(elf)
-    places = st.integers(0, len(elf) - 1)
-    for at in data.draw(st.lists(places | st.integers(0, 63), max_size=8)):
-        damaged[at] = data.draw(st.integers(0, 255))
-    end = data.draw(st.none() | places)
-    name = Symbols(bytes(damaged[:end])).find(0x10_0000)
-    assert name is None or isinstance(name, str)
-
-
-# ── instructions ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from traces import CONSOLE_LINES, MAP, boot, write
 
-from pykvm.debug import symbolfile
+from pykvm.debug import symbols
 from pykvm.debug.causes import cause_of
 from pykvm.debug.explain import explain
 from pykvm.debug.phases import CATCHES_UP, FIRST, phases
@@ -25,7 +25,7 @@ def trace(tmp_path: Path) -> Trace:
 def text(trace: Trace, tmp_path: Path) -> str:
     path = tmp_path / "System.map"
     path.write_text(MAP)
-    return explain(trace, symbolfile.load(str(path)))
+    return explain(trace, symbols.load(str(path)))
 
 
 def test_phases_begin_where_the_console_says_so(trace: Trace) -> None:
@@ -125,13 +125,13 @@ def test_a_file_without_symbols_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "System.map"
     path.write_text("ffffffffffffffff B The real System.map is elsewhere\n")
     with pytest.raises(ConfigError, match=r"--symbols: .* has no symbols"):
-        symbolfile.load(str(path))
+        symbols.load(str(path))
 
 
 def test_symbols_beside_the_kernel_are_found(tmp_path: Path) -> None:
     (tmp_path / "vmlinuz-6.12").write_bytes(b"no ELF")
     (tmp_path / "System.map-6.12").write_text(MAP)
-    found = symbolfile.beside(str(tmp_path / "vmlinuz-6.12"))
+    found = symbols.beside(str(tmp_path / "vmlinuz-6.12"))
     assert found is not None
     assert found.find(0xFFFFFFFF81002004) == "rtc_read+0x4"
     assert found.find(0x1000) is None
