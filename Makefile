@@ -22,8 +22,10 @@ DEMO_NEEDS := gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-sys
               $(call python_path,stdlib)/ensurepip/__init__.py=python3-venv
 TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git qemu-img=qemu-utils \
               qemu-storage-daemon=qemu-system-common busybox=busybox-static passt=passt gdb=gdb ip=iproute2
+SOAK_NEEDS := fio=fio kexec=kexec-tools lspci=pciutils debootstrap=debootstrap mke2fs=e2fsprogs
+FUZZ_NEEDS = $(shell clang -print-resource-dir)/lib/linux/libclang_rt.fuzzer-x86_64.a=libclang-rt-dev
 
-.PHONY: demo test fuzz soak docs clean host-for-demo host-for-test
+.PHONY: demo test fuzz soak docs clean host-for-demo host-for-test host-for-soak host-for-fuzz
 
 demo: .venv/for-demo
 	$(BIN)/pykvm boot --lab -c 2
@@ -36,10 +38,10 @@ test: .venv/for-test
 	$(BIN)/pytest -n 2 --ignore=tests/linux
 	$(BIN)/pytest tests/linux
 
-fuzz: .venv/for-test
+fuzz: .venv/for-test host-for-fuzz
 	$(BIN)/python tests/c/fuzz.py $(or $(FUZZ_S),60)
 
-soak: .venv/for-test
+soak: .venv/for-test host-for-soak
 	$(BIN)/pytest $(or $(SOAK),tests/soak)
 
 docs: .venv/for-docs
@@ -70,6 +72,12 @@ host-for-demo:
 
 host-for-test:
 	@$(call install_missing,$(DEMO_NEEDS) $(TEST_NEEDS))
+
+host-for-soak:
+	@$(call install_missing,$(SOAK_NEEDS))
+
+host-for-fuzz:
+	@$(call install_missing,$(FUZZ_NEEDS))
 
 # virtiofsd is a package of its own since Debian 13 and comes with QEMU before.
 define install_missing
