@@ -27,6 +27,7 @@ SPIN = "fb eb fe"  # sti; jmp to itself
 HALT_FOR_EVER = "fa f4 eb fd"  # cli; hlt; jmp back
 # mov ecx, 5; L: inc dword [0x180000]; dec ecx; jnz L; mov dx, 0x5f8; mov al, 7; out dx, al
 COUNT = "b9 05 00 00 00  ff 04 25 00 00 18 00  ff c9 75 f5  66 ba f8 05 b0 07 ee eb fe"
+STEPS = Path(__file__).parents[1] / "unit" / "debug" / "gdbsteps.py"
 CODE, LOOP, COUNTER = 0x10_0000, 0x10_0005, 0x18_0000
 
 Gdb = Callable[..., tuple[str, "subprocess.CompletedProcess[str]"]]
@@ -73,6 +74,12 @@ def test_gdb_breaks_steps_and_sees_the_end(gdb: Gdb) -> None:
     assert "exited normally" in told
     assert end.returncode == 0, end
     assert "ok: the memory map has memory" in end.stdout
+
+
+def test_a_thousand_steps_lose_no_instruction(gdb: Gdb) -> None:
+    told, _ = gdb("hello-elf64", f"source {STEPS}", "python steps(1000)", "kill")
+    assert "1000 steps, " in told, told
+    assert " 0 indirect, 0 lost" in told, told
 
 
 def test_gdb_sees_and_sets_registers_of_every_kind(gdb: Gdb) -> None:
