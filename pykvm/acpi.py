@@ -7,11 +7,12 @@ Section numbers are those of the ACPI Specification 6.5.
 ::
 
     RSDP ─┬─ XSDT ─┬─ FADT ─┬─ FACS   (waking vector, global lock: mandatory, unused)
-          └─ RSDT ─┤        └─ DSDT   (\\_S5, \\_SB: CPUs, COM1, RTC, panic port, virtio-mmio)
+          └─ RSDT ─┤        └─ DSDT   (\\_S5, \\_SB: CPUs, COM1, RTC, panic port, VM
+                   │                   generation id, virtio-mmio; \\_GPE: its event)
                    └─ MADT            (local APICs, IOAPIC, overrides)
 
 Left out on purpose: the PM timer (kvmclock and the TSC are better, and each read would be an exit),
-GPE blocks (no event uses one), HPET (KVM has none), a sleep button. MCFG is there with PCI only.
+GPE1 (GPE0 has events to spare), HPET (KVM has none), a sleep button. MCFG is there with PCI only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 
 from pykvm import aml, layout
 from pykvm.devices.cmos import Register
-from pykvm.devices.pm import SLP_TYP_S5
+from pykvm.devices.pm import GPE_NEW_ID, SLP_TYP_S5
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, IntEnum, IntFlag
 
@@ -176,8 +177,8 @@ def _fadt(facs: int, dsdt: int) -> bytes:
         0, 0, 0, 0, 0,              # SMI_CMD … PSTATE_CNT: no SMM, always in ACPI mode
         layout.PORT_PM1A_EVENT, 0,
         layout.PORT_PM1A_CONTROL, 0,
-        0, 0, 0, 0,                 # PM2_CNT, PM_TMR, GPE0, GPE1: none
-        4, 2, 0, 0, 0, 0, 0, 0,     # lengths of PM1_EVT and PM1_CNT; the rest are none; CST_CNT
+        0, 0, layout.PORT_GPE0, 0,  # PM2_CNT, PM_TMR: none; GPE0; GPE1: none
+        4, 2, 0, 0, 2, 0, 0, 0,     # lengths of PM1_EVT, PM1_CNT and GPE0; of none; CST_CNT
         0xFFFF, 0xFFFF,             # P_LVL2_LAT, P_LVL3_LAT: no C2 and no C3
         0, 0,                       # FLUSH_SIZE, FLUSH_STRIDE: WBINVD is there
         0, 0,                       # DUTY_OFFSET and DUTY_WIDTH: no clock throttling
@@ -190,7 +191,7 @@ def _fadt(facs: int, dsdt: int) -> bytes:
         0, dsdt,                    # X_FIRMWARE_CTRL must be 0 when FIRMWARE_CTRL is not; X_DSDT
         _port(layout.PORT_PM1A_EVENT, 32, 2), none,
         _port(layout.PORT_PM1A_CONTROL, 16, 2), none,
-        none, none, none, none,     # PM2_CNT, PM_TMR, GPE0, GPE1
+        none, none, _port(layout.PORT_GPE0, 16, 1), none,  # PM2_CNT, PM_TMR, GPE0, GPE1
         none, none,                 # SLEEP_CONTROL, SLEEP_STATUS: hardware-reduced ACPI only
         0,                          # hypervisor vendor identity
     )
@@ -239,7 +240,8 @@ def _dsdt(
     virtio_mmio: Sequence[tuple[int, int, int]],
     pci: Sequence[tuple[int, int]] | None,
 ) -> bytes:
-    """§5.2.11.1 Differentiated System Description Table (DSDT): names and resources, no methods."""
+    """§5.2.11.1 Differentiated System Description Table (DSDT): names and resources, and one
+    method."""
     sleep_type = aml.integer(SLP_TYP_S5)
     zero = aml.integer(0)
     s5 = aml.name("_S5", aml.package(sleep_type, sleep_type, zero, zero))
@@ -273,6 +275,7 @@ def _dsdt(
             aml.name("_HID", aml.string("QEMU0001")),
             aml.name("_CRS", aml.resources(aml.io(layout.PORT_PVPANIC, 1))),
         ),
+        _generation_id(),
     ]
     devices += [
         aml.device(
@@ -285,7 +288,24 @@ def _dsdt(
     ]
     if pci is not None:
         devices += [_pci_bridge(pci), _reserved()]
-    return table(b"DSDT", 2, s5 + aml.scope("_SB", *devices))
+    # §5.6.4.1.1 Queuing the Matching Control Method for Execution: "E" for edge.
+    new_id = aml.method(f"_E{GPE_NEW_ID:02X}", aml.notify("_SB", "VGEN", 0x80))
+    return table(b"DSDT", 2, s5 + aml.scope("_SB", *devices) + aml.scope("_GPE", new_id))
+
+
+def _generation_id() -> bytes:
+    """Where the VM generation id lies: the low and the high half of its gpa.
+
+    Microsoft's specification asks for the first _CID and the _DDN; Linux knows both _CIDs.
+    """
+    gpa = aml.integer(layout.VM_GENERATION_ID)
+    return aml.device(
+        "VGEN",
+        aml.name("_HID", aml.string("PYKV0001")),
+        aml.name("_CID", aml.package(aml.string("VM_Gen_Counter"), aml.string("VMGENCTR"))),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        aml.name("ADDR", aml.package(gpa, aml.integer(0))),
+    )
 
 
 def _pci_bridge(devices: Sequence[tuple[int, int]]) -> bytes:

@@ -75,6 +75,18 @@ def device(segment: str, *terms: bytes) -> bytes:
     return b"\x5b\x82" + package_length(len(body)) + body
 
 
+def method(segment: str, *terms: bytes) -> bytes:
+    """A method without arguments (§20.2.5.2 Named Objects Encoding, DefMethod)."""
+    body = name_segment(segment) + b"\0" + b"".join(terms)
+    return b"\x14" + package_length(len(body)) + body
+
+
+def notify(parent: str, segment: str, value: int) -> bytes:
+    """Tell the driver of \\parent.segment of `value` (§20.2.5.3 Statement Opcodes Encoding)."""
+    path = b"\\\x2e" + name_segment(parent) + name_segment(segment)
+    return b"\x86" + path + integer(value)
+
+
 # ── resource descriptors: what `_CRS` holds ──────────────────────────────────────────────────
 
 

@@ -18,6 +18,7 @@ Reached from the boot loaders, `machine` and `acpi`; drawn for people in docs/ar
     0x0_0009_fc00 ├───────────────────────────┤ EBDA: end of conventional memory
     0x0_000a_0000 │ VGA window (plain memory) │ reserved in the e820 map
     0x0_000e_0000 │ ACPI tables, RSDP first   │ reserved in the e820 map
+    0x0_000e_f000 │ VM generation id          │ a page of its own, reserved too
     0x0_000f_0000 │ BIOS stubs (16-bit entry) │
     0x0_0010_0000 ├───────────────────────────┤ the kernel, and the initrd at the top of low memory
                   │ low memory, up to 3 GiB   │
@@ -60,7 +61,9 @@ MULTIBOOT_INFO_SIZE: Final = 64 * KIB
 EBDA: Final = 0x0009_FC00  # Extended BIOS Data Area: end of conventional memory
 VGA: Final = 0x000A_0000
 ACPI_TABLES: Final = 0x000E_0000  # RSDP here, 16-byte aligned, where firmware is searched
-ACPI_TABLES_END: Final = 0x000F_0000
+ACPI_TABLES_END: Final = 0x000E_F000
+VM_GENERATION_ID: Final = 0x000E_F000  # 16 bytes in a page of its own, for they come and go
+VM_GENERATION_ID_PAGE: Final = 0x1000
 BIOS_ROM: Final = 0x000F_0000
 HIGH_MEMORY: Final = 0x0010_0000  # 1 MiB
 MMIO_HOLE: Final = 0xC000_0000  # low memory ends here at the latest (3 GiB)
@@ -89,6 +92,7 @@ PORT_EXIT_CODE: Final = 0x5F8  # pykvm's own: a byte written here ends the machi
 PORT_SNAPSHOT: Final = 0x5F9  # pykvm's own: a byte written here asks for a snapshot
 PORT_PM1A_EVENT: Final = 0x600  # ACPI PM1a status and enable, 4 bytes
 PORT_PM1A_CONTROL: Final = 0x604  # ACPI PM1a control, 2 bytes
+PORT_GPE0: Final = 0x606  # ACPI general-purpose events: status, then enable, a byte each
 PORT_BIOS_CALL: Final = 0x6F0  # a BIOS stub writes SS:SP here; the call lies there, 4 bytes
 PORT_PCI_CONFIG: Final = 0xCF8  # PCI configuration address and data
 PORT_RESET: Final = 0xCF9  # reset control register (inside the PCI range)

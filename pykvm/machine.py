@@ -31,12 +31,13 @@ from pykvm.devices.cmos import Cmos
 from pykvm.devices.debugexit import DebugExit, ExitCode
 from pykvm.devices.fwcfg import FwCfg
 from pykvm.devices.i8042 import I8042
-from pykvm.devices.pm import PowerManagement
+from pykvm.devices.pm import GPE_NEW_ID, PowerManagement
 from pykvm.devices.post import Post
 from pykvm.devices.pvpanic import PanicEvent, PvPanic
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.serial import Serial
 from pykvm.devices.snapshotport import SnapshotPort
+from pykvm.devices.vmgenid import GenerationId
 from pykvm.errors import ConfigError, KvmError, PykvmError
 from pykvm.health import HALT, RESTART, PanicWatch, kernel_says
 from pykvm.kvm import Kvm, Vm
@@ -161,6 +162,7 @@ class Machine:
         )
         places = self._build(GuestMemory(config.memory))
         acpi.place(self.memory, config.cpus, **places)
+        self.generation_id.place()
         self.entry = boot.load(image.data, self.memory, spec, config.protocol)
         if _calls_bios(self.entry):
             self._add_bios()
@@ -228,7 +230,8 @@ class Machine:
         add(layout.PORT_SNAPSHOT, 1, SnapshotPort(self._on_snapshot_request, self))
         add(layout.PORT_PVPANIC, 1, PvPanic(self._on_panic_event))
         add(layout.PORT_FW_CFG, 2, FwCfg(self.config.cpus, self.memory.size))
-        add(layout.PORT_PM1A_EVENT, 6, self.power)
+        add(layout.PORT_PM1A_EVENT, 8, self.power)
+        self.generation_id = GenerationId(self.memory, lambda: self.power.raise_event(GPE_NEW_ID))
 
     def _add_virtio(self) -> dict[str, Any]:
         """The virtio devices asked for, and a PCI bus if they are on one; returns where they are,

@@ -37,7 +37,8 @@ def size_text(size: int) -> str:
 class Claims:
     """The claimed ranges of one guest's low memory, sorted; owned by the loader that makes it.
 
-    What `x86.enter()` will write for `mode` and the ACPI tables are claimed from the start.
+    What `x86.enter()` will write for `mode`, the ACPI tables and the VM generation id are claimed
+    from the start.
     """
 
     def __init__(self, memory: GuestMemory, spec: BootSpec, mode: CpuMode) -> None:
@@ -53,6 +54,8 @@ class Claims:
         if spec.rsdp is not None:
             tables = layout.ACPI_TABLES_END - layout.ACPI_TABLES
             self.claim(layout.ACPI_TABLES, tables, "the ACPI tables")
+            page = layout.VM_GENERATION_ID_PAGE
+            self.claim(layout.VM_GENERATION_ID, page, "the VM generation id")
 
     def claim(self, gpa: int, size: int, what: str, option: str = "KERNEL") -> None:
         """Take [gpa, gpa + size) for `what`, which `option` asked for. Empty is always free.

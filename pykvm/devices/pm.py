@@ -1,8 +1,9 @@
-"""ACPI's PM1a registers: how a guest powers off, and how it hears the power button.
+"""ACPI's PM1a and GPE0 registers: how a guest powers off and hears of the power button and events.
 
-Reached from the bus at `layout.PORT_PM1A_EVENT`: status, enable and control lie together in six
-bytes. Read `acpi`, whose FADT and \\_S5 describe them. Source: ACPI 6.5 §4.8.3.1 "PM1 Event
-Grouping" and §4.8.3.2 "PM1 Control Grouping".
+Reached from the bus at `layout.PORT_PM1A_EVENT`: PM1a's status, enable and control and GPE0's
+status and enable lie together in eight bytes. Read `acpi`, whose FADT, \\_S5 and \\_GPE describe
+them. Source: ACPI 6.5 §4.8.3.1 "PM1 Event Grouping", §4.8.3.2 "PM1 Control Grouping" and §4.8.4.1
+"General-Purpose Event Register Blocks".
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from pykvm.lean import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Final
 
-STATUS: Final = 0  # offsets; each register is two bytes
+STATUS: Final = 0  # offsets; each register is two bytes, GPE0's are one
 ENABLE: Final = 2
 CONTROL: Final = 4
-SIZE: Final = 6
+GPE_STATUS: Final = 6
+GPE_ENABLE: Final = 7
+SIZE: Final = 8
 
 PWRBTN: Final = 1 << 8  # PWRBTN_STS and PWRBTN_EN
 WRITABLE_ENABLE: Final = 0x0721  # TMR_EN, GBL_EN, PWRBTN_EN, SLPBTN_EN, RTC_EN
+GPE_NEW_ID: Final = 0  # the event, a bit's number: the VM generation id is another one
+GPES: Final = 1 << GPE_NEW_ID  # those that there are
 SCI_EN: Final = 1 << 0  # always set: there is no legacy mode to leave
 SLP_TYP_SHIFT: Final = 10  # SLP_TYPx, three bits
 GBL_RLS: Final = 1 << 2  # write-only: there is no firmware to release the global lock to
@@ -32,11 +37,11 @@ SLP_EN: Final = 1 << 13  # write-only
 # SLP_TYPx of \_S5. 0 as on QEMU's chipsets, so that the well-known outw(0x2000, 0x604) works too.
 SLP_TYP_S5: Final = 0
 
-_STATE: Final = struct.Struct("<HHH")
+_STATE: Final = struct.Struct("<HHHBB")
 
 
 class PowerManagement(ByteWide):
-    """Power-off and power button. `irq` drives the SCI: a level, changed only when it must."""
+    """Power-off, power button, events. `irq` drives the SCI: a level, changed only when it must."""
 
     name = "ACPI PM1a"
 
@@ -47,6 +52,8 @@ class PowerManagement(ByteWide):
         self._status = 0
         self._enable = 0
         self._control = SCI_EN
+        self._gpe_status = 0
+        self._gpe_enable = 0
         self._level = 0
 
     def press_power_button(self) -> None:
@@ -55,9 +62,15 @@ class PowerManagement(ByteWide):
             self._status |= PWRBTN
             self._update_irq()
 
+    def raise_event(self, gpe: int) -> None:
+        """Set the status of a general-purpose event. Any thread. A guest without ACPI does not
+        notice: it enabled none."""
+        with self._lock:
+            self._gpe_status |= 1 << gpe
+            self._update_irq()
+
     def read_byte(self, offset: int) -> int:
-        registers = _STATE.pack(self._status, self._enable, self._control)
-        return registers[offset] if offset < SIZE else 0xFF
+        return self.state()[offset] if offset < SIZE else 0xFF
 
     def write_byte(self, offset: int, value: int) -> None:
         if offset >= SIZE:
@@ -67,7 +80,11 @@ class PowerManagement(ByteWide):
         word = value << shift
         register = offset & ~1
         with self._lock:
-            if register == STATUS:
+            if offset == GPE_STATUS:
+                self._gpe_status &= ~value  # write one to clear
+            elif offset == GPE_ENABLE:
+                self._gpe_enable = value & GPES
+            elif register == STATUS:
                 self._status &= ~word  # write one to clear
             elif register == ENABLE:
                 self._enable = self._enable & ~mask | word & WRITABLE_ENABLE
@@ -81,18 +98,21 @@ class PowerManagement(ByteWide):
     def reset(self) -> None:
         with self._lock:
             self._status, self._enable, self._control = 0, 0, SCI_EN
+            self._gpe_status = self._gpe_enable = 0
             self._update_irq()
 
     def state(self) -> bytes:
-        return _STATE.pack(self._status, self._enable, self._control)
+        events = self._gpe_status, self._gpe_enable
+        return _STATE.pack(self._status, self._enable, self._control, *events)
 
     def restore(self, state: bytes) -> None:
         with self._lock:
-            self._status, self._enable, self._control = _STATE.unpack(state)
+            self._status, self._enable, self._control, *events = _STATE.unpack(state)
+            self._gpe_status, self._gpe_enable = events
             self._update_irq()
 
     def _update_irq(self) -> None:
-        level = int(bool(self._status & self._enable))
+        level = int(bool(self._status & self._enable or self._gpe_status & self._gpe_enable))
         if level != self._level:
             self._level = level
             self._irq(level)

@@ -38,5 +38,6 @@ def _take_back(machine: Machine, template: Template) -> int:
     copied = machine.memory.revert(drop=machine.resets % KEPT_FOR == 0)
     template.overlay(machine.memory)
     capture.apply(machine, template.parts, template.clock)
+    machine.generation_id.replace()  # its own, again; a fork of its origin is told of it as then
     machine.forget_run()
     return copied

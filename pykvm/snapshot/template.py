@@ -101,6 +101,7 @@ class Template:
         for _, device in capture.devices_of(machine):
             device.freeze()
         rest = capture.apply(machine, self.parts, self.clock)
+        machine.generation_id.replace()
         for _, device in capture.devices_of(machine):
             device.thaw()
         return rest
@@ -163,7 +164,7 @@ def _current_memory(machine: Machine) -> tuple[int, list[Layer]]:
     if not memory.is_private:
         return memory.freeze(), []
     before = machine.template
-    if before is not None and next(memory.changes(), None) is None:
+    if before is not None and not _has_changed(machine, before):
         same = before.copy()
         return same.fd, same.layers
     fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -176,3 +177,11 @@ def _current_memory(machine: Machine) -> tuple[int, list[Layer]]:
         os.close(fd)
         raise
     return fd, []
+
+
+def _has_changed(machine: Machine, before: Template) -> bool:
+    """Whether the memory is not the template's any more. The generation id does not count: who
+    goes on from here gets one of its own."""
+    if before.layers:
+        return next(machine.memory.changes(), None) is not None
+    return not machine.generation_id.is_all_that_changed()

@@ -65,7 +65,18 @@ def test_fadt_names_the_ports_of_the_layout() -> None:
     assert struct.unpack_from("<H", fadt, 46) == (layout.IRQ_SCI,)
     assert struct.unpack_from("<I", fadt, 56) == (layout.PORT_PM1A_EVENT,)
     assert struct.unpack_from("<I", fadt, 64) == (layout.PORT_PM1A_CONTROL,)
+    assert struct.unpack_from("<I", fadt, 80) == (layout.PORT_GPE0,)
+    assert fadt[92] == 2  # GPE0_BLK_LEN: status and enable
+    assert struct.unpack_from("<BBBBQ", fadt, 220) == (1, 16, 0, 1, layout.PORT_GPE0)
     assert struct.unpack_from("<BBBBQB", fadt, 116) == (1, 8, 0, 1, layout.PORT_RESET, 6)
+
+
+def test_dsdt_names_the_generation_id_and_its_event() -> None:
+    dsdt = tables(acpi.build(1))["DSDT"]
+    gpa = aml.integer(layout.VM_GENERATION_ID)
+    assert aml.name("ADDR", aml.package(gpa, aml.integer(0))) in dsdt
+    assert b"VM_Gen_Counter\0" in dsdt
+    assert aml.method("_E00", aml.notify("_SB", "VGEN", 0x80)) in dsdt
 
 
 def test_facs_is_aligned_to_64_bytes() -> None:

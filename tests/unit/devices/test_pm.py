@@ -81,3 +81,22 @@ def test_reset_lowers_the_sci(board: Board) -> None:
     board.pm.press_power_button()
     board.pm.reset()
     assert board.levels == [1, 0]
+
+
+def test_an_event_raises_the_sci_once_it_is_enabled_and_until_it_is_cleared(board: Board) -> None:
+    board.pm.raise_event(pm.GPE_NEW_ID)
+    assert board.levels == []
+    board.pm.write(pm.GPE_ENABLE, 1, 0xFF)
+    assert board.levels == [1]
+    assert board.pm.read(pm.GPE_ENABLE, 1) == board.pm.read(pm.GPE_STATUS, 1) == 1
+    board.pm.write(pm.GPE_STATUS, 1, 1)
+    assert board.levels == [1, 0]
+
+
+def test_an_event_under_way_survives_a_snapshot() -> None:
+    old, new = Board(), Board()
+    old.pm.write(pm.GPE_ENABLE, 1, 1)
+    old.pm.raise_event(pm.GPE_NEW_ID)
+    new.pm.restore(old.pm.state())
+    assert new.levels == [1]
+    assert new.pm.read(pm.GPE_STATUS, 1) == 1
