@@ -17,7 +17,12 @@ for i in 1 2 3 4; do
   $b sleep 1
 done
 $b head -c 16 /dev/hwrng | $b md5sum
+echo vmgenid: $($b ls /sys/bus/*/drivers/vmgenid)
+$b dmesg | $b sed -n '/virtual machine fork/p'
 """
+
+
+RESEEDED = b"random: crng reseeded due to virtual machine fork"  # by new VM generation ids
 
 
 def seconds(console: bytes) -> list[float]:
@@ -38,6 +43,8 @@ def test_a_stock_kernel_goes_on_where_it_was_saved(
     boot += ["--snapshot-at", "console:^tick 2 ", str(saved), "--", "busybox", "sh", "/script"]
     done = in_lab(boot, writable=[str(tmp_path)])
     assert b"cpus 2" in done.stdout
+    assert b"PYKV0001" in done.stdout  # the VM generation id has its driver
+    assert RESEEDED not in done.stdout
     (checksum,) = set(re.findall(rb"sum (\w+)", done.stdout))
     ups = seconds(done.stdout)
     for clock in ("stay", "step"):
@@ -46,6 +53,7 @@ def test_a_stock_kernel_goes_on_where_it_was_saved(
         assert b"nonce" not in again.stdout
         assert b"tick 4" in again.stdout
         assert b"tick 1" not in again.stdout
+        assert RESEEDED in again.stdout
         assert set(re.findall(rb"sum (\w+)", again.stdout)) == {checksum}
         *_, third, fourth = seconds(again.stdout)
         assert fourth - third >= 1  # the guest slept, by its own clock
