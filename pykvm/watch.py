@@ -135,7 +135,7 @@ class Watcher:
         traces = [tracer.event_fd] if tracer is not None else []
         for fd in (self._machine.requests.wake_fd, serial.input_fd, *inputs, *traces):
             poll.register(fd, select.POLLIN)
-        if self._unwritten:  # what more the guest says waits in its own transmitter
+        if not self._write():  # what more the guest says waits in its own transmitter
             poll.register(console.output_fd(), select.POLLOUT)
         else:
             poll.register(serial.output_fd, select.POLLIN)

@@ -225,7 +225,8 @@ class VirtioConsole(VirtioDevice):
     def state(self) -> bytes:
         with self.lock:
             running = self._running
-            self._stop()
+            if running:  # else it may be frozen, and is to start when it is thawed
+                self._stop()
             ports = bytes(p.ready | p.guest_open << 1 | p.told << 2 for p in self.ports)
             pending = b"".join(bytes([len(message)]) + message for message in self._pending)
             rest = super().state()

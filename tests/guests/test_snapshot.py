@@ -138,6 +138,18 @@ def test_reset_without_anything_to_go_back_to_is_refused(boot: Boot) -> None:
         boot("rounds=1").reset()
 
 
+def test_bytes_that_were_taken_while_the_machine_rested_are_written_later(boot: Boot) -> None:
+    vm = boot("rounds=1000000 ticks=1")
+
+    def take() -> None:  # as `at_rest` does
+        size = len(vm.console_log)
+        while len(vm.console_log) == size:
+            vm.empty_console()
+
+    vm.requests.add(take)
+    assert vm.run(timeout=1).reason is Reason.TIMEOUT
+
+
 def test_snapshot_of_a_running_machine_from_another_thread(boot: Boot, tmp_path: Path) -> None:
     vm = boot("rounds=1000000 ticks=1")
     thread = threading.Thread(target=vm.run, kwargs={"timeout": TIMEOUT_S})
