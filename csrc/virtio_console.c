@@ -139,6 +139,8 @@ static void update_host(struct pk_console *c, struct port *p)
         arm(c, &p->listener, EPOLLIN); /* for the next client */
 }
 
+static void receive(struct pk_console *c, struct port *p);
+
 static void lose_output(struct pk_console *c, struct port *p)
 {
     drop_file(&p->out);
@@ -161,6 +163,7 @@ static void accept_client(struct pk_console *c, struct port *p)
     }
     update_host(c, p);
     arm(c, &p->out, 0); /* EPOLLHUP comes without asking */
+    receive(c, p);      /* the guest may have the port open already, and not kick again */
 }
 
 /* ── to the guest ───────────────────────────────────────────────────────────────────────────── */
