@@ -7,7 +7,7 @@ from typing import Any
 
 from pykvm._core import lib
 from pykvm.errors import KvmError
-from pykvm.virtio.device import VirtioDevice
+from pykvm.virtio.device import Feature, Status, VirtioDevice
 
 
 class FakeVm:
@@ -72,3 +72,15 @@ class IdleDevice(VirtioDevice):
 
     def stop(self) -> None:
         self.stops += 1
+
+
+def start(device: VirtioDevice, size: int, features: int = 0) -> None:
+    """What a driver does, with rings of `size`, those of queue n at 0x1000 * (n + 1)."""
+    device.set_status(Status.ACKNOWLEDGE | Status.DRIVER)
+    device.driver_features = Feature.VERSION_1 | features
+    device.set_status(Status.FEATURES_OK)
+    for number, queue in enumerate(device.queues):
+        base = 0x1000 * (number + 1)
+        queue.size, queue.ready = size, True
+        queue.desc, queue.avail, queue.used = base, base + 0x400, base + 0x800
+    device.set_status(Status.DRIVER_OK)

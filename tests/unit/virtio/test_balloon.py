@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from fakes import start
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +28,6 @@ from pykvm.virtio.balloon import (
     BalloonFeature,
     _runs,
 )
-from pykvm.virtio.device import Feature, Status
 from pykvm.virtio.interrupt import Interrupt
 from pykvm.virtio.queue import Desc
 
@@ -50,18 +50,6 @@ def balloon(memory: GuestMemory) -> Iterator[Balloon]:
     yield device
     device.close()
     device.interrupt.close()
-
-
-def start(device: Balloon, features: int = 0) -> None:
-    """What a driver does, with the rings of queue n at 0x1000 * (n + 1)."""
-    device.set_status(Status.ACKNOWLEDGE | Status.DRIVER)
-    device.driver_features = Feature.VERSION_1 | BalloonFeature.STATS_VQ | features
-    device.set_status(Status.FEATURES_OK)
-    for number, queue in enumerate(device.queues):
-        base = 0x1000 * (number + 1)
-        queue.size, queue.ready = SIZE, True
-        queue.desc, queue.avail, queue.used = base, base + 0x400, base + 0x800
-    device.set_status(Status.DRIVER_OK)
 
 
 def offer(device: Balloon, number: int, gpa: int, size: int, flags: int = 0) -> None:
@@ -94,7 +82,7 @@ def allocated(memory: GuestMemory) -> int:
 
 
 def test_the_host_has_back_the_pages_in_the_balloon(balloon: Balloon) -> None:
-    start(balloon)
+    start(balloon, SIZE, BalloonFeature.STATS_VQ)
     before = allocated(balloon.memory)
     inflate(balloon, *range(FREE // PAGE, FREE // PAGE + 100))
     assert allocated(balloon.memory) <= before - 100 * PAGE + 2 * PAGE
@@ -103,27 +91,31 @@ def test_the_host_has_back_the_pages_in_the_balloon(balloon: Balloon) -> None:
 
 
 def test_pages_that_are_not_the_guests_are_passed_over(balloon: Balloon) -> None:
-    start(balloon)
+    start(balloon, SIZE, BalloonFeature.STATS_VQ)
     inflate(balloon, 0xFFFF_FFFF, balloon.memory.size // PAGE, FREE // PAGE)
     assert balloon.memory.read(FREE, PAGE) == bytes(PAGE)
 
 
 def test_reported_pages_are_given_back_whole(balloon: Balloon) -> None:
-    start(balloon, BalloonFeature.REPORTING)
+    start(balloon, SIZE, BalloonFeature.STATS_VQ | BalloonFeature.REPORTING)
     offer(balloon, REPORTING, FREE + 1, 3 * PAGE, Desc.WRITE)
     left = balloon.memory.read(FREE, 4 * PAGE)
     assert left == b"\xff" * PAGE + bytes(2 * PAGE) + b"\xff" * PAGE
 
 
 def test_reported_pages_stay_as_the_driver_filled_them(balloon: Balloon) -> None:
-    start(balloon, BalloonFeature.REPORTING | BalloonFeature.PAGE_POISON)
+    start(
+        balloon,
+        SIZE,
+        BalloonFeature.STATS_VQ | BalloonFeature.REPORTING | BalloonFeature.PAGE_POISON,
+    )
     balloon.write_config(POISON, b"\xaa\xaa\xaa\xaa")
     offer(balloon, REPORTING, FREE, PAGE, Desc.WRITE)
     assert balloon.memory.read(FREE, PAGE) == b"\xff" * PAGE
 
 
 def test_the_target_is_told_in_pages_with_an_interrupt(balloon: Balloon) -> None:
-    start(balloon)
+    start(balloon, SIZE, BalloonFeature.STATS_VQ)
     balloon.target = 1 << 20
     assert balloon.interrupt.pending == 2
     assert CONFIG.unpack(balloon.read_config())[0] == 256
@@ -138,7 +130,7 @@ def test_a_target_that_leaves_nothing_is_refused(balloon: Balloon, size: int) ->
 
 
 def test_statistics_are_what_the_driver_says_when_asked(balloon: Balloon) -> None:
-    start(balloon)
+    start(balloon, SIZE, BalloonFeature.STATS_VQ)
     balloon.memory.write(0x9000, STATISTIC.pack(4, 111) + STATISTIC.pack(77, 5))
     statistics = balloon._statistics
     offer(balloon, STATISTICS, 0x9000, 20)
@@ -164,7 +156,7 @@ def test_without_a_driver_there_are_no_statistics(balloon: Balloon) -> None:
 
 
 def test_a_buffer_for_statistics_is_not_lost_with_a_snapshot(balloon: Balloon) -> None:
-    start(balloon)
+    start(balloon, SIZE, BalloonFeature.STATS_VQ)
     balloon.memory.write(0x9000, STATISTIC.pack(4, 111))
     offer(balloon, STATISTICS, 0x9000, 10)
     balloon.target = 1 << 20

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes import start
 
 from pykvm import cli_boot, cli_devices
 from pykvm.config import MachineConfig
@@ -16,7 +17,6 @@ from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
 from pykvm.virtio.config.console import NAME_MAX, PIPE, PORTS_MAX, PortConfig, parse_port
 from pykvm.virtio.console import CONTROL_RX, CONTROL_TX, ConsoleFeature, Event, VirtioConsole
-from pykvm.virtio.device import Feature, Status
 from pykvm.virtio.interrupt import Interrupt
 
 SIZE = 16  # of each ring
@@ -43,15 +43,7 @@ class Driver:
         device.interrupt.set_fd(1 + CONTROL_RX, self.told)
 
     def start(self) -> None:
-        device = self.device
-        device.set_status(Status.ACKNOWLEDGE | Status.DRIVER)
-        device.driver_features = Feature.VERSION_1 | ConsoleFeature.MULTIPORT
-        device.set_status(Status.FEATURES_OK)
-        for number, queue in enumerate(device.queues):
-            base = 0x1000 * (number + 1)
-            queue.size, queue.ready = SIZE, True
-            queue.desc, queue.avail, queue.used = base, base + 0x400, base + 0x800
-        device.set_status(Status.DRIVER_OK)
+        start(self.device, SIZE, ConsoleFeature.MULTIPORT)
 
     def offer(self, number: int, gpa: int, size: int, *, writable: bool) -> None:
         base, index = 0x1000 * (number + 1), self.sent[number] % SIZE

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes import start
 
 from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
 from pykvm.virtio.config.vsock import PATH_MAX, VsockConfig, parse_vsock
-from pykvm.virtio.device import Feature, Status
 from pykvm.virtio.interrupt import Interrupt
 from pykvm.virtio.vsock import EVENT_QUEUE, Vsock
 
@@ -34,18 +34,6 @@ def make(memory: GuestMemory, path: Path) -> Vsock:
     device = Vsock(memory, VsockConfig(str(path)))
     device.interrupt = Interrupt()
     return device
-
-
-def start(device: Vsock) -> None:
-    """What a driver does, with rings at 0x1000, 0x2000 and 0x3000."""
-    device.set_status(Status.ACKNOWLEDGE | Status.DRIVER)
-    device.driver_features = Feature.VERSION_1
-    device.set_status(Status.FEATURES_OK)
-    for number, queue in enumerate(device.queues):
-        base = 0x1000 * (number + 1)
-        queue.size, queue.ready = SIZE, True
-        queue.desc, queue.avail, queue.used = base, base + 0x400, base + 0x800
-    device.set_status(Status.DRIVER_OK)
 
 
 def test_a_socket_device_is_a_path_and_an_address() -> None:
@@ -103,7 +91,7 @@ def test_a_driver_that_resets_its_device_hangs_up(memory: GuestMemory, tmp_path:
         client.settimeout(WAIT_MS / 1000)
         client.connect(str(tmp_path / "v"))
         client.sendall(b"CONNECT 1\n")
-        start(device)
+        start(device, SIZE)
         wait_for_interrupt(device, 1 + RX_QUEUE)  # the guest is asked
         device.state()  # stops and starts: the connection is still there
         device.set_status(0)
@@ -115,7 +103,7 @@ def test_a_restored_guest_is_told_that_its_connections_are_gone(
     memory: GuestMemory, tmp_path: Path
 ) -> None:
     first = make(memory, tmp_path / "a")
-    start(first)
+    start(first, SIZE)
     state = first.state()
     first.close()
 
