@@ -1,7 +1,8 @@
 """``pykvm boot``: options to `MachineConfig`, `Outcome` to an exit code.
 
 Reached from `cli`. What it decides itself: which kernel when none is named, which initrd when none
-is given, and whether this host can run the guest at all. Read `machine` for everything after that.
+is given, and whether this host can run the guest at all. Read `cli_options` for the options there
+are, `machine` for everything after.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pykvm.boot import PROTOCOLS
 from pykvm.boot.entry import CpuMode
 from pykvm.cli import complain
 from pykvm.cli_devices import initrds_of, nets_of, ports_of, storage_of, vsock_of
-from pykvm.config import CMDLINE_DEFAULT, MEMORY_DEFAULT, MachineConfig, parse_size
+from pykvm.cli_options import BOOT, BOOT_USAGE
+from pykvm.config import CMDLINE_DEFAULT, MachineConfig, parse_size
 from pykvm.errors import ConfigError
-from pykvm.layout import MIB
 from pykvm.lean import TYPE_CHECKING, signal
-from pykvm.options import Option, describe, parse
+from pykvm.options import describe, number, parse
 
 if TYPE_CHECKING:
     from typing import Any
@@ -28,169 +29,13 @@ if TYPE_CHECKING:
     from pykvm.outcome import Outcome
     from pykvm.virtio.config.storage import Storage
 
-HELP = """\
-usage: pykvm boot [options] [KERNEL] [-- COMMAND…]
-
-Boot KERNEL: bzImage, vmlinux, PVH, multiboot or flat, found by its magic. It is a path or a name
-from 'pykvm kernel ls'; without one, $PYKVM_KERNEL, the running kernel's /boot/vmlinuz, the newest
-fetched one, else one is fetched. COMMAND is what pykvm's own init runs in a Linux guest; its exit
-code becomes ours.
-
-options:
-{options}
-
-exit codes:
-  0      the guest powered off or rebooted
-  n      the guest left with its own code (isa-debug-exit at 0xf4, plain code at 0x5f8)
-  124    --timeout
-  125    pykvm or the host's KVM failed
-  255    the guest crashed: kernel panic, triple fault, dead halt
-  128+n  pykvm was ended by signal n
-
-On a terminal, Ctrl-A x ends the machine and Ctrl-A h tells the other keys."""
-
-
-OPTIONS = (
-    Option("--kernel", "KERNEL", "the same as KERNEL, as an option"),
-    Option("--initrd", "FILE", "several are joined", repeated=True),
-    Option(
-        "--append",
-        "TEXT",
-        f"the kernel command line, taken as given (default: {CMDLINE_DEFAULT!r} for Linux)",
-    ),
-    Option(
-        "--add",
-        "FILE[:GUESTPATH]",
-        "put a host file, with the libraries it needs, into pykvm's own initrd",
-        repeated=True,
-    ),
-    Option("--module", "'FILE ARGS'", "a multiboot module with its command line", repeated=True),
-    Option("-m --memory", "SIZE", "256M, 2G …", f"{MEMORY_DEFAULT // MIB}M"),
-    Option("-c --cpus", "N", "number of vCPUs (default: 1)", "1"),
-    Option("--cpu", "host[,+NAME,-NAME…]", "CPU features to add, remove", "host"),
-    Option(
-        "--protocol",
-        "NAME",
-        "force how the image is entered: "
-        + "; ".join(f"{name} ({gloss})" for name, gloss in PROTOCOLS.items()),
-    ),
-    Option("--mode", "MODE", "flat binaries: real, protected or long"),
-    Option("--load", "GPA", "flat binaries: load address"),
-    Option("--entry", "GPA", "flat binaries: first instruction (default: --load)"),
-    Option(
-        "--serial",
-        "WHERE",
-        "stdio, none, pty, file:PATH or unix:PATH (default: stdio; with --pipe: none)",
-    ),
-    Option(
-        "--pipe",
-        "",
-        "COMMAND's standard input, output and error are pykvm's own, byte for byte, without a "
-        "terminal; the kernel's last lines are shown when the guest crashes",
-    ),
-    Option(
-        "--port",
-        "NAME=WHERE",
-        "a byte channel, /dev/virtio-ports/NAME in the guest; WHERE is unix:PATH (a socket to "
-        "connect to), file:PATH (output), stdio, stdin, stdout or stderr",
-        repeated=True,
-    ),
-    Option(
-        "--disk",
-        "FILE[,format=NAME][,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]"
-        "[,overlay=on|PATH][,mount=PATH[,partition=N][,fstype=NAME]]",
-        "a file or block device as the next virtio disk; NAME is raw, or qcow2 and others that "
-        "qemu-storage-daemon has; in place of FILE, vhost-user=SOCKET is a back end of your own; "
-        "MODE is writeback, none (O_DIRECT) or unsafe (a flush does nothing); bps and iops limit "
-        "bytes and requests a second, bps_max and iops_max say how much may pass at once; with "
-        "overlay= FILE is only read and may be shared; what the guest writes goes to PATH, or is "
-        "dropped at the end (on); pykvm's own init mounts it, or its partition N, at PATH",
-        repeated=True,
-    ),
-    Option(
-        "--net",
-        "tap=NAME|bridge=NAME|user|socket=PATH[,…]",
-        "the next virtio network card, on a TAP (made, as root, if there is none), a bridge, passt "
-        "(no rights needed; hostfwd=tcp:8080-:80) or a unix socket (QEMU's stream, or dgram with "
-        "peer=PATH); mac=, mtu=, queues=, offload=off; ip=ADDR/BITS, gw=, dns= are what the "
-        "guest's init sets, hostip=ADDR/BITS is for a TAP that is made; bps=, iops= as for --disk",
-        repeated=True,
-    ),
-    Option(
-        "--fs",
-        "HOSTDIR,tag=NAME[,ro][,cache=MODE][,mount=PATH]",
-        "a folder of the host, which pykvm's own init mounts at /mnt/NAME or PATH; MODE is auto, "
-        "none or always",
-        repeated=True,
-    ),
-    Option(
-        "--root",
-        "WHAT",
-        "the guest's root: a disk, as --disk takes it, a folder or the tag of a --fs; its own init "
-        "runs, or COMMAND",
-    ),
-    Option("--rng", "", "a virtio entropy source"),
-    Option(
-        "--vsock",
-        "PATH[,cid=N]",
-        "sockets between host and guest: a host program connects to the unix socket PATH and says "
-        "'CONNECT port'; the guest's connections to port P of CID 2 go to PATH_P",
-    ),
-    Option("--transport", "NAME", "how virtio devices are reached: pci (default) or mmio", "pci"),
-    Option(
-        "--balloon",
-        "[=SIZE]",
-        "a virtio balloon, through which the guest gives back what it has no use for; it does "
-        "without SIZE at once",
-    ),
-    Option("--snapshot", "DIR", "where the guest's own request and Ctrl-A s save to"),
-    Option(
-        "--snapshot-at",
-        "console:REGEX DIR",
-        "save to DIR when the console says what REGEX matches; see 'pykvm restore'",
-        repeated=True,
-        words=2,
-    ),
-    Option(
-        "--trace",
-        "FILE",
-        "every exit, interrupt, kick and console line with its time: .json for ui.perfetto.dev, "
-        "or .csv; 'pykvm explain' reads it",
-    ),
-    Option(
-        "--trace-hz",
-        "N",
-        "how often a vCPU that stays in the guest is looked at, in a trace (default: 100)",
-        "100",
-    ),
-    Option("--stats", "[=live]", "at the end, or while it runs, a table of exits and their cost"),
-    Option("--plot", "FILE.svg", "a picture of the boot: its timeline, the guest's memory"),
-    Option(
-        "--gdb",
-        "[HOST:]PORT|unix:PATH",
-        "listen for a gdb (target remote); HOST is 127.0.0.1 unless given, port 0 a free one",
-    ),
-    Option("--wait-gdb", "", "run no instruction before gdb says so"),
-    Option("--timeout", "S", "end the guest after S seconds, with code 124"),
-    Option(
-        "--lab",
-        "",
-        "where this host's KVM cannot run the guest, boot it in the lab (pykvm lab)",
-    ),
-    Option(
-        "--any-host",
-        "",
-        "boot Linux here even where 'pykvm doctor' says that this host's KVM cannot",
-    ),
-    Option("-h --help", "", "this help"),
-)
-
 
 def main(words: list[str], command: list[str], name: str = "boot") -> int:
     """``pykvm boot WORDS -- COMMAND``, or ``shell``; returns the exit code."""
-    args = parse(words, OPTIONS)
+    args = parse(words, BOOT)
     if args.help:
-        print(HELP.format(options=describe(OPTIONS)).replace("pykvm boot [", f"pykvm {name} [", 1))
+        usage = BOOT_USAGE.replace("pykvm boot [", f"pykvm {name} [", 1)
+        print(usage.format(options=describe(BOOT)))
         return 0
     args.words, args.command = [name, *words], command
     args.image = args.operands.pop(0) if args.operands else None
@@ -330,30 +175,15 @@ def _catch_signals(machine: Machine) -> None:
     """SIGINT, SIGTERM, SIGHUP: end the machine in order, with the code a shell would show."""
     from pykvm.outcome import Reason
 
-    def end(number: int, _frame: object) -> None:
-        machine.stop(Reason.SIGNAL, 128 + number)
+    def end(received: int, _frame: object) -> None:
+        machine.stop(Reason.SIGNAL, 128 + received)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, end)
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) != signal.SIG_IGN:  # nohup
+            signal.signal(each, end)
 
 
 # ── options ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def number(text: str | None, option: str, parse: Any) -> Any:
-    if text is None:
-        return None
-    try:
-        value = parse(text)
-        if not 0 <= value < float("inf"):
-            raise ValueError
-    except (ValueError, OverflowError):
-        example = {"--timeout": "60", "--cpus": "2"}.get(option, "0x100000")
-        raise ConfigError(
-            f"{option}: {text!r} is not a number that fits; try {option} {example}"
-        ) from None
-    return value
 
 
 def _address(text: str) -> int:

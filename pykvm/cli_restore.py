@@ -5,14 +5,15 @@ Reached from `cli`. Read `snapshot.load` for what is checked, `cli_boot` for wha
 
 from __future__ import annotations
 
+from pykvm.cli_options import HELP, SNAPSHOT, SNAPSHOT_AT, TIMEOUT
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
-from pykvm.options import Option, describe, parse
+from pykvm.options import Option, describe, number, parse
 
 if TYPE_CHECKING:
     from typing import Any
 
-HELP = """\
+USAGE = """\
 usage: pykvm restore [options] DIR
 
 Go on where the machine was that 'pykvm boot --snapshot' (or --snapshot-at, Ctrl-A s, the API's
@@ -42,16 +43,10 @@ OPTIONS = (
         "stdio, none, pty, file:PATH or unix:PATH (default: stdio)",
         "stdio",
     ),
-    Option("--timeout", "S", "end the guest after S seconds, with code 124"),
-    Option("--snapshot", "DIR", "where the guest's own request and Ctrl-A s save to"),
-    Option(
-        "--snapshot-at",
-        "console:REGEX DIR",
-        "save to DIR when the console says what REGEX matches",
-        repeated=True,
-        words=2,
-    ),
-    Option("-h --help", "", "this help"),
+    TIMEOUT,
+    SNAPSHOT,
+    SNAPSHOT_AT,
+    HELP,
 )
 
 
@@ -59,7 +54,7 @@ def main(words: list[str], command: list[str]) -> int:
     """``pykvm restore WORDS``; returns the exit code."""
     args = parse(words, OPTIONS, "restore")
     if args.help:
-        print(HELP.format(options=describe(OPTIONS)))
+        print(USAGE.format(options=describe(OPTIONS)))
         return 0
     if len(args.operands) != 1 or command:
         raise ConfigError("DIR: name one folder that a snapshot is in; see 'pykvm restore --help'")
@@ -68,7 +63,7 @@ def main(words: list[str], command: list[str]) -> int:
 
 def run(args: Any) -> int:
     """Carry out ``pykvm restore``; returns the exit code."""
-    from pykvm.cli_boot import number, on_terminal
+    from pykvm.cli_boot import on_terminal
     from pykvm.machine import Machine
 
     timeout = number(args.timeout, "--timeout", float)

@@ -1,7 +1,8 @@
-"""The options of ``pykvm boot``: a table, the parser that follows it, the help made of it.
+"""Options as rows of a table: the parser that follows it, the help made of it.
 
-Reached from `cli_boot`, which has the table. The other commands use argparse; importing that and
-building its parser takes longer than to make a machine and run its first instruction.
+Reached from `cli_boot` and `cli_restore`; `cli_options` has their rows. The other commands use
+argparse; importing that and building its parser takes longer than to make a machine and run its
+first instruction.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 
@@ -79,6 +80,22 @@ def parse(words: Sequence[str], options: Sequence[Option], command: str = "boot"
         else:
             setattr(args, found.attribute, given)
     return args
+
+
+def number(text: str | None, option: str, parse: Callable[[str], Any]) -> Any:
+    """An option's value as a number, None when it was not given. Raises `ConfigError`."""
+    if text is None:
+        return None
+    try:
+        value = parse(text)
+        if not 0 <= value < float("inf"):
+            raise ValueError
+    except (ValueError, OverflowError):
+        example = {"--timeout": "60", "--cpus": "2"}.get(option, "0x100000")
+        raise ConfigError(
+            f"{option}: {text!r} is not a number that fits; try {option} {example}"
+        ) from None
+    return value
 
 
 def describe(options: Sequence[Option]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fakes import start
 
-from pykvm import cli_boot, cli_devices
+from pykvm import cli_devices, cli_options
 from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
@@ -129,7 +129,7 @@ def test_a_stream_has_one_use(words: list[str], named: str) -> None:
     from pykvm.options import parse
 
     options, _, command = (*" ".join(words).partition(" -- "),)
-    args = parse(options.split(), cli_boot.OPTIONS)
+    args = parse(options.split(), cli_options.BOOT)
     args.command = command.split()
     with pytest.raises(ConfigError, match=named):
         cli_devices.ports_of(args)
