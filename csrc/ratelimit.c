@@ -58,17 +58,22 @@ void pk_bucket_take(struct pk_bucket *b, uint64_t tokens, uint64_t now_ns)
 
 void pk_limiter_init(struct pk_limiter *limiter, const struct pk_limits *limits)
 {
-    limiter->bytes = bucket(limits->bytes, limits->bytes_burst);
-    limiter->ops = bucket(limits->ops, limits->ops_burst);
+    *limiter = (struct pk_limiter){
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .bytes = bucket(limits->bytes, limits->bytes_burst),
+        .ops = bucket(limits->ops, limits->ops_burst),
+    };
 }
 
-uint64_t pk_limiter_opens_at(const struct pk_limiter *limiter)
+uint64_t pk_limiter_opens_at(struct pk_limiter *limiter)
 {
     if (limiter->bytes.rate == 0 && limiter->ops.rate == 0)
         return 0; /* most devices: not even a look at the clock */
+    pthread_mutex_lock(&limiter->lock);
     uint64_t now = pk_now_ns();
     uint64_t bytes = pk_bucket_opens_at(&limiter->bytes, now);
     uint64_t ops = pk_bucket_opens_at(&limiter->ops, now);
+    pthread_mutex_unlock(&limiter->lock);
     return bytes > ops ? bytes : ops;
 }
 
@@ -76,7 +81,9 @@ void pk_limiter_take(struct pk_limiter *limiter, uint64_t ops, uint64_t bytes)
 {
     if (limiter->bytes.rate == 0 && limiter->ops.rate == 0)
         return;
+    pthread_mutex_lock(&limiter->lock);
     uint64_t now = pk_now_ns();
     pk_bucket_take(&limiter->bytes, bytes, now);
     pk_bucket_take(&limiter->ops, ops, now);
+    pthread_mutex_unlock(&limiter->lock);
 }

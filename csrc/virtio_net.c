@@ -47,8 +47,7 @@ struct pair {
     struct pk_packet packet; /* received, not delivered */
     struct window window;
     struct pk_outgoing out;
-    struct pk_chain chain; /* the one at hand */
-    struct pk_limiter limiters[DIRECTIONS];
+    struct pk_chain chain;         /* the one at hand */
     uint64_t waits_ns[DIRECTIONS]; /* until a limiter lets frames pass; 0: it does */
 };
 
@@ -57,6 +56,7 @@ struct pk_net {
     uint32_t mergeable;       /* a packet may fill several chains: VIRTIO_NET_F_MRG_RXBUF */
     uint32_t guest_checksums; /* atomic: VIRTIO_NET_F_GUEST_CSUM */
     uint32_t running;         /* pairs with a thread */
+    struct pk_limiter limiters[DIRECTIONS]; /* of all pairs together */
     struct pair *pairs;
 };
 
@@ -68,7 +68,7 @@ static struct pk_virtq *virtq(struct pair *p, uint32_t direction)
 /* Whether a frame may pass. When not, `ready` is called once one may. */
 static int may_pass(struct pair *p, uint32_t direction)
 {
-    p->waits_ns[direction] = pk_limiter_opens_at(&p->limiters[direction]);
+    p->waits_ns[direction] = pk_limiter_opens_at(&p->net->limiters[direction]);
     return p->waits_ns[direction] == 0;
 }
 
@@ -148,7 +148,7 @@ static void deliver(struct pair *p)
     memmove(w->chains, w->chains + num, w->num * sizeof(w->chains[0]));
     memmove(w->iov, w->iov + iov_num, w->iov_num * sizeof(w->iov[0]));
     p->has_packet = 0;
-    pk_limiter_take(&p->limiters[RX], 1, p->packet.len - NET_HEADER);
+    pk_limiter_take(&p->net->limiters[RX], 1, p->packet.len - NET_HEADER);
 }
 
 enum received { DELIVERED, NO_PACKET, NO_BUFFERS, BROKEN };
@@ -285,7 +285,7 @@ static int gather(struct pair *p)
             return -EINVAL;
         }
         add_frame(p);
-        pk_limiter_take(&p->limiters[TX], 1, p->chain.out_len - NET_HEADER);
+        pk_limiter_take(&p->net->limiters[TX], 1, p->chain.out_len - NET_HEADER);
     }
     return 0;
 }
@@ -436,6 +436,8 @@ int pk_net_create(const struct pk_net_config *config, struct pk_net **ret)
     if (net == NULL)
         return -ENOMEM;
     net->config = *config;
+    for (uint32_t direction = 0; direction < DIRECTIONS; direction++)
+        pk_limiter_init(&net->limiters[direction], &config->limits);
     net->pairs = calloc(config->pairs, sizeof(*net->pairs));
     for (uint32_t i = 0; net->pairs != NULL && i < config->pairs; i++) {
         struct pair *p = &net->pairs[i];
@@ -447,8 +449,6 @@ int pk_net_create(const struct pk_net_config *config, struct pk_net **ret)
             return -ENOMEM;
         }
         p->told_link = p->wire.link;
-        pk_limiter_init(&p->limiters[RX], &config->limits);
-        pk_limiter_init(&p->limiters[TX], &config->limits);
     }
     if (net->pairs == NULL) {
         free(net);

@@ -3,6 +3,8 @@
 
 #include "check.h"
 
+#include <pthread.h>
+
 #define SECOND 1000000000ull
 #define START  (5 * SECOND)
 
@@ -92,6 +94,29 @@ static void no_number_is_too_large(void)
     CHECK(pk_bucket_opens_at(&limiter.ops, START) > START);
 }
 
+static void *pass_all(void *count)
+{
+    for (; pk_limiter_opens_at(&limiter) == 0; ++*(uint32_t *)count)
+        pk_limiter_take(&limiter, 1, 0);
+    return NULL;
+}
+
+static void threads_share_what_a_limiter_lets_pass(void)
+{
+    enum { THREADS = 4, BURST = 10000, LATE_S = 600 };
+    uint32_t counts[THREADS] = {0}, count = 0;
+    pthread_t threads[THREADS];
+    setup(1, BURST);
+    for (unsigned i = 0; i < THREADS; i++)
+        CHECK_EQ(pthread_create(&threads[i], NULL, pass_all, &counts[i]), 0);
+    for (unsigned i = 0; i < THREADS; i++) {
+        CHECK_EQ(pthread_join(threads[i], NULL), 0);
+        count += counts[i];
+    }
+    /* One that each may have taken after another took the last, and what a slow machine waited. */
+    CHECK(count >= BURST && count < BURST + THREADS + LATE_S);
+}
+
 int main(void)
 {
     RUN(after_a_rest_a_burst_passes_and_no_more);
@@ -101,5 +126,6 @@ int main(void)
     RUN(both_limits_hold);
     RUN(no_limit_is_no_wait);
     RUN(no_number_is_too_large);
+    RUN(threads_share_what_a_limiter_lets_pass);
     return 0;
 }

@@ -54,7 +54,7 @@ class NetConfig(Record):
     host_address: IPv4Interface | None = None  # of a TAP that is made
     peer: str = ""  # sockets: datagrams go there
     forwards: tuple[Forward, ...] = ()
-    limits: Limits = Limits()  # of each direction; operations are frames
+    limits: Limits = Limits()  # of each direction, by all queues together; operations are frames
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or (self.kind == "user") != (not self.where):
@@ -75,8 +75,6 @@ class NetConfig(Record):
         if self.mac is not None and (len(self.mac) != 6 or self.mac[0] & 1):
             raise ConfigError("--net: mac= is a group's address; its first byte must be even")
         self.limits.check("--net")
-        if self.queues > 1 and self.limits != Limits():
-            raise ConfigError("--net: limits are for one pair of queues; leave queues= out")
         misplaced = {
             "hostip": self.host_address is not None and self.kind != "tap",
             "peer": self.peer and self.kind != "socket",

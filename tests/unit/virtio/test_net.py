@@ -62,6 +62,7 @@ ADDRESS = IPv4Interface("10.0.0.2/24")
         ("socket=a,peer=b", NetConfig("socket", "a", peer="b")),
         ("user,mac=2:0:00:aB:1:ff", NetConfig("user", mac=bytes.fromhex("020000ab01ff"))),
         ("user,bps=1M,iops=10", NetConfig("user", limits=Limits(bps=1 << 20, iops=10))),
+        ("tap=t,queues=2,bps=1M", NetConfig("tap", "t", queues=2, limits=Limits(bps=1 << 20))),
     ],
 )
 def test_a_card_is_where_its_cable_leads_and_options(text: str, meant: NetConfig) -> None:
@@ -88,7 +89,6 @@ def test_a_card_is_where_its_cable_leads_and_options(text: str, meant: NetConfig
         "tap=t,queues=0",
         "tap=t,queues=9",
         "user,queues=2",
-        "tap=t,queues=2,bps=1M",
         "user,offload=maybe",
         "tap=t,ip=10.0.0.2",
         "tap=t,ip=10.0.0.256/24",
