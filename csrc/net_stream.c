@@ -2,8 +2,8 @@
  *
  *   size, 32 bits, big-endian │ frame │ size │ frame │ …
  *
- * Many frames a system call, both ways. What is read waits in `buffer` until the driver has room
- * for it, so the other end waits, too; nothing is dropped while there is an other end.
+ * Many short frames a system call, both ways. What is read waits in `buffer` until the driver has
+ * room for it, so the other end waits, too; nothing is dropped while there is an other end.
  */
 #include "virtio_net.h"
 
@@ -17,6 +17,10 @@
 /* A header is put in front of each frame, over its size and 8 bytes of what came before. */
 #define MARGIN      (NET_HEADER - SIZE)
 #define BUFFER_SIZE (MARGIN + (256u << 10))
+/* What is sent at once, if it is more than one frame. The kernel queues up to this in one piece
+ * (unix_stream_sendmsg() in net/unix/af_unix.c), which a reader then sees whole. passt up to 2023
+ * loses its place in the stream when a frame comes in three pieces, or a size in two. */
+#define PIECE (32u << 10)
 
 static void set_empty(struct pk_wire *wire)
 {
@@ -154,11 +158,25 @@ static void advance(struct pk_outgoing *out, uint64_t len)
             struct iovec *iov = &out->iov[frame->first];
             iov->iov_base = (uint8_t *)iov->iov_base + len;
             iov->iov_len -= len;
-            frame->len -= (uint32_t)len;
             return;
         }
         out->next++;
     }
+}
+
+/* How many buffers are sent at once: those of the next frame, and of more if they are short. */
+static uint32_t in_one_piece(const struct pk_outgoing *out)
+{
+    uint32_t num = 0, len = 0;
+
+    for (uint32_t i = out->next; i < out->num; i++) {
+        const struct pk_frame *frame = &out->frames[i];
+        len += frame->num > 0 ? SIZE + ntohl(frame->size) : 0;
+        if (i > out->next && len > PIECE)
+            break;
+        num += frame->num;
+    }
+    return num;
 }
 
 static void send_frames(struct pk_wire *wire, struct pk_outgoing *out)
@@ -167,8 +185,8 @@ static void send_frames(struct pk_wire *wire, struct pk_outgoing *out)
         return;
     advance(out, 0); /* past frames that are not sent */
     while (out->next < out->num && pk_wire_link(wire)) {
-        uint32_t first = out->frames[out->next].first;
-        ssize_t result = send_some(wire, out->iov + first, out->iov_num - first);
+        struct iovec *iov = out->iov + out->frames[out->next].first;
+        ssize_t result = send_some(wire, iov, in_one_piece(out));
         if (result < 0)
             return;
         advance(out, (uint64_t)result);

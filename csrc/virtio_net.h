@@ -21,7 +21,6 @@ _Static_assert(sizeof(struct virtio_net_hdr_v1) == 12, "virtio 1.2 §5.1.6: with
 struct pk_frame {
     uint32_t head;                   /* of its chain */
     uint32_t first, num;             /* its buffers, in pk_outgoing.iov; none: it is not sent */
-    uint32_t len;                    /* bytes of these */
     struct virtio_net_hdr_v1 header; /* copied once */
     uint32_t size;                   /* of the frame, big-endian, for wires that want it */
     uint16_t checksum;               /* stands in the frame where the header says */

@@ -65,6 +65,7 @@ GUESTS = {
     "dirty": "elf64",
     "exits": "elf64",
     "virtqueue": "elf64",
+    "network": "elf64",
     "snapshot": "elf64",
     "triplefault": "flat-protected",
     "hang": "flat-real",

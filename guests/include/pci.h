@@ -1,7 +1,7 @@
 /* A virtio device on a PCI bus: found by its ids, its registers by its capabilities.
  *
- * Included by main.c alone. Sources: PCI Local Bus Specification 3.0, §6 Configuration Space;
- * virtio 1.2 §4.1 Virtio Over PCI Bus.
+ * Included by guests that drive one. Sources: PCI Local Bus Specification 3.0, §6 Configuration
+ * Space; virtio 1.2 §4.1 Virtio Over PCI Bus.
  */
 #include "bare.h"
 

@@ -1,0 +1,160 @@
+"""A guest without an operating system drives a network card, by each of the wires."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pykvm import guest_programs
+
+TIMEOUT_S = 60
+OURS, GUEST = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
+MAC, OUR_MAC, EVERYBODY = bytes.fromhex("020000000002"), bytes.fromhex("020000000001"), b"\xff" * 6
+ARP = struct.Struct("!HHBBH6s4s6s4s")
+IP = struct.Struct("!BBHHHBBH4s4s")
+ICMP, UDP = 1, 17
+
+
+def inet_sum(data: bytes) -> int:
+    """The sum that is 0xffff over what holds its own checksum (RFC 1071)."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def arp(operation: int, sender: tuple[bytes, bytes], target: tuple[bytes, bytes]) -> bytes:
+    """A frame; sender and target are a MAC and an address. Requests go to everybody."""
+    to = target[0] if operation == 2 else EVERYBODY
+    packet = ARP.pack(1, 0x0800, 6, 4, operation, *sender, *target)
+    return to + sender[0] + b"\x08\x06" + packet
+
+
+def ip(protocol: int, data: bytes) -> bytes:
+    """A frame of ours to the guest."""
+    packet = IP.pack(0x45, 0, 20 + len(data), 0, 0, 64, protocol, 0, OURS, GUEST) + data
+    return MAC + OUR_MAC + b"\x08\x00" + packet
+
+
+def ping(payload: bytes) -> bytes:
+    """An ICMP echo request with its checksum."""
+    summed = inet_sum(struct.pack("!BBHHH", 8, 0, 0, 7, 7) + payload)
+    return struct.pack("!BBHHH", 8, 0, 0xFFFF - summed, 7, 7) + payload
+
+
+class Cable:
+    """The other end, in QEMU's framings."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+        self.stream = end.type == socket.SOCK_STREAM
+        end.settimeout(TIMEOUT_S)
+
+    def send(self, frame: bytes) -> None:
+        self.end.sendall((struct.pack("!I", len(frame)) if self.stream else b"") + frame)
+
+    def receive(self) -> bytes:
+        if not self.stream:
+            return self.end.recv(1 << 17)
+        (size,) = struct.unpack("!I", self._exactly(4))
+        return self._exactly(size)
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = self.end.recv(size - len(data))
+            assert piece, "the machine has hung up"
+            data += piece
+        return data
+
+
+@contextlib.contextmanager
+def cable(folder: Path, kind: str) -> Iterator[tuple[str, Callable[[], Cable]]]:
+    """What ``--net`` is given, and what connects to the machine once it runs."""
+    path, ours = folder / "cable", folder / "ours"
+    if kind == "stream":
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(str(path))
+            end.listen()
+            end.settimeout(TIMEOUT_S)
+            yield f"socket={path}", lambda: Cable(end.accept()[0])
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(ours))
+
+        def connect() -> Cable:
+            end.connect(str(path))
+            return Cable(end)
+
+        yield f"socket={path},peer={ours}", connect
+
+
+@pytest.mark.parametrize("kind", ["stream", "dgram"])
+def test_a_guest_answers_its_neighbours(tmp_path: Path, kind: str) -> None:
+    with cable(tmp_path, kind) as (net, connect):
+        command = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("network")]
+        command += ["--net", f"{net},mac={MAC.hex(':')}", "--append", "count=3"]
+        with subprocess.Popen(
+            [*command, "--timeout", str(TIMEOUT_S)], stdout=subprocess.PIPE, text=True
+        ) as machine:
+            assert machine.stdout is not None
+            said: list[str] = []
+            for line in machine.stdout:
+                said.append(line)
+                if "answers as" in line:
+                    break
+            far = connect()
+            far.send(arp(1, (OUR_MAC, OURS), (bytes(6), bytes([10, 0, 0, 9]))))  # not the guest
+            far.send(arp(1, (OUR_MAC, OURS), (bytes(6), GUEST)))
+            assert far.receive() == arp(2, (MAC, GUEST), (OUR_MAC, OURS))
+            for payload in (b"ping", bytes(range(250)) * 250):  # 62,500 bytes
+                far.send(ip(ICMP, ping(payload)))
+                answer = far.receive()
+                assert answer[:12] == OUR_MAC + MAC
+                assert answer[26:34] == GUEST + OURS
+                assert answer[34] == 0
+                assert answer[42:] == payload
+                assert inet_sum(answer[34:]) == 0xFFFF
+            far.send(ip(UDP, struct.pack("!HHHH", 1000, 7, 8 + 5, 0) + b"hello"))
+            assert far.receive()[34:] == struct.pack("!HHHH", 7, 1000, 8 + 5, 0) + b"hello"
+            said += machine.stdout.readlines()
+    assert machine.returncode == 0
+    assert said[-1] == "3 answered\n"
+    assert not any("FAILED" in line for line in said)
+
+
+IN_NAMESPACE = """
+"$@" | while read line; do
+    echo "$line"
+    case "$line" in *" answers as "*)
+        busybox ping -q -c 5 -i 0.1 10.0.0.2
+        busybox ping -q -c 5 -i 0.1 -s 65000 10.0.0.2;;
+    esac
+done
+ip link show t0 2>&1
+"""
+
+
+def test_a_guest_answers_the_hosts_ping_through_a_tap() -> None:
+    """In one frame each: a TAP that we make takes packets of up to 65,521 bytes."""
+    namespace = [shutil.which("unshare") or "unshare", "--net"]
+    if os.geteuid() != 0:
+        namespace += ["--map-root-user"]
+    command = [*namespace, "sh", "-c", IN_NAMESPACE, "sh", sys.executable, "-m", "pykvm", "boot"]
+    command += [guest_programs.path("network"), "--timeout", str(TIMEOUT_S), "--append", "count=10"]
+    command += ["--net", "tap=t0,hostip=10.0.0.1/24,mtu=65521"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * TIMEOUT_S)
+    if "Operation not permitted" in done.stderr and os.environ.get("CI") != "true":
+        pytest.skip(f"no network namespaces: {done.stderr}")
+    assert done.stdout.count(" 5 packets received, 0% packet loss") == 2, done
+    assert "10 answered" in done.stdout
+    assert "does not exist" in done.stdout  # the TAP is gone
