@@ -42,6 +42,10 @@ int pk_mem_private_ranges(const struct pk_mem *mem, uint64_t from, uint32_t num,
 /* Private memory: make it what the file beneath is, by giving up each page's own copy (drop) or by
  * overwriting it. Returns the number of pages. */
 int pk_mem_revert(struct pk_mem *mem, int drop);
+/* Private memory: let ranges of whole pages be what the file `fd` has at the same places, which
+ * nobody writes: as the file beneath (pk_mem_revert must drop then), or `copied`, like a write. */
+int pk_mem_lay(const struct pk_mem *mem, int fd, const struct pk_mem_range *ranges, uint32_t num,
+               int copied);
 
 /* The one checked accessor: the host address of gpa [gpa, gpa + len), or NULL when any byte of it
  * is not guest memory. A range never straddles the hole. */

@@ -2,6 +2,7 @@
  * written.
  *
  *   hva      ........[copy]..........[copy]....     written by the guest, KVM, a device or Python
+ *   layers   ..........======....==============     of the differential snapshots on it: pk_mem_lay
  *   base_fd  ==================================     a snapshot's memory, or a template's memfd
  *
  * The kernel's copy-on-write tells what was written, whoever wrote it, and in which process: KVM's
@@ -190,12 +191,12 @@ int pk_mem_private_ranges(const struct pk_mem *mem, uint64_t from, uint32_t num,
     return result;
 }
 
-/* Overwrite a range with what the file has there. */
-static int copy_back(struct pk_mem *mem, const struct pk_mem_range *range)
+/* Overwrite a range with what the file `fd` has there. */
+static int copy_back(const struct pk_mem *mem, int fd, const struct pk_mem_range *range)
 {
     for (uint64_t done = 0; done < range->size;) {
         uint64_t at = range->offset + done;
-        ssize_t got = pread(mem->base_fd, mem->hva + at, range->size - done, (off_t)at);
+        ssize_t got = pread(fd, mem->hva + at, range->size - done, (off_t)at);
         if (got < 0 && errno != EINTR)
             return -errno;
         if (got == 0)
@@ -219,7 +220,7 @@ int pk_mem_revert(struct pk_mem *mem, int drop)
         for (int i = 0; i < count; i++) {
             int result = 0;
             if (!drop)
-                result = copy_back(mem, &ranges[i]);
+                result = copy_back(mem, mem->base_fd, &ranges[i]);
             else if (madvise(mem->hva + ranges[i].offset, ranges[i].size, MADV_DONTNEED) < 0)
                 result = -errno;
             if (result < 0)
@@ -229,4 +230,26 @@ int pk_mem_revert(struct pk_mem *mem, int drop)
         }
     } while (count == 64);
     return (int)pages;
+}
+
+int pk_mem_lay(const struct pk_mem *mem, int fd, const struct pk_mem_range *ranges, uint32_t num,
+               int copied)
+{
+    if (mem->base_fd < 0)
+        return -EINVAL;
+    for (uint32_t i = 0; i < num; i++) {
+        uint64_t offset = ranges[i].offset, size = ranges[i].size;
+        if (offset % PAGE != 0 || size % PAGE != 0 || offset > mem->size ||
+            size > mem->size - offset)
+            return -EINVAL;
+        if (copied) {
+            int result = copy_back(mem, fd, &ranges[i]);
+            if (result < 0)
+                return result;
+        } else if (mmap(mem->hva + offset, size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, fd, (off_t)offset) == MAP_FAILED) {
+            return -errno;
+        }
+    }
+    return 0;
 }

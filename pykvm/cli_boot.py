@@ -141,10 +141,10 @@ def on_terminal(
         gc.enable()  # see `cli.script`
         for note in machine.entry.notes:
             complain(f"pykvm: {note}")
-        if args.snapshot or args.snapshot_at:
+        if args.snapshot or args.snapshot_at or args.diff:
             from pykvm.snapshot.trigger import arm
 
-            arm(machine, args.snapshot, args.snapshot_at)
+            arm(machine, args.snapshot, args.snapshot_at, args.diff)
         if machine.debugger:
             waiting = "; the guest waits for it" if machine.config.wait_gdb else ""
             print(

@@ -21,6 +21,12 @@ SNAPSHOT_AT = Option(
     repeated=True,
     words=2,
 )
+DIFF = Option(
+    "--diff",
+    "DIR",
+    "let snapshots have only the pages that changed since the one in DIR was taken, by this run "
+    "too: what is saved to DIR is whole",
+)
 TIMEOUT = Option("--timeout", "S", "end the guest after S seconds, with code 124")
 HELP = Option("-h --help", "", "this help")
 
@@ -142,6 +148,7 @@ BOOT = (
     ),
     SNAPSHOT,
     SNAPSHOT_AT,
+    DIFF,
     Option(
         "--trace",
         "FILE",

@@ -19,6 +19,7 @@ COMMANDS = {
     "boot": (None, "boot a kernel and give back its verdict"),
     "shell": (None, "a Python prompt with a machine that has not started; boot's options"),
     "restore": (None, "go on where a snapshot was taken"),
+    "snapshot": ("pykvm.cli_snapshot", "show and compact snapshots"),
     "kernel": ("pykvm.cli_kernel", "fetch, build and list kernels"),
     "explain": ("pykvm.cli_explain", "tell where the time of a traced boot went"),
     "doctor": ("pykvm.cli_doctor", "find out what this host's KVM can do"),

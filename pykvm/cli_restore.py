@@ -46,6 +46,7 @@ OPTIONS = (
     TIMEOUT,
     SNAPSHOT,
     SNAPSHOT_AT,
+    Option("--diff", "", "let snapshots have only the pages that changed since the one restored"),
     HELP,
 )
 
@@ -79,4 +80,5 @@ def run(args: Any) -> int:
         verify=args.verify,
         **changes,
     )
+    args.diff = args.operands[0] if args.diff else None
     return on_terminal(machine, args, timeout)

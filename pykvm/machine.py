@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
 
     from pykvm.kvm import CpuidEntry
+    from pykvm.snapshot.diff import Lineage
     from pykvm.snapshot.template import Template
     from pykvm.snapshot.trigger import ConsoleTrigger
     from pykvm.snapshot.vcpu import VcpuFormat
@@ -116,6 +117,7 @@ class Machine:
         self.panic = PanicWatch()
         self._watcher: Watcher | None = None
         self.template: Template | None = None  # what `fork` and `reset` go back to
+        self.lineage: Lineage = {}  # the snapshots that it goes on from, or that were taken of it
         self.resets = 0
         self.generation = 0  # how often it was restored or forked since it was booted
         self.vcpu_format: VcpuFormat | None = None  # see `snapshot.capture`

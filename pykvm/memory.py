@@ -16,7 +16,7 @@ from pykvm.errors import ConfigError, PykvmError, check
 from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Final, Self
 
     from pykvm.bus import Bus
@@ -73,6 +73,8 @@ class GuestMemory:
         self.placed: list[tuple[int, int, str]] = []  # what the loader put where: gpa, end, what
         self.vcpu: Vcpu | None = None  # whose page tables `walk` follows unless told
         self.devices: Bus | None = None  # what answers where memory is not, for `map`
+        self.laid: list[Region] = []  # pages of another file than the one beneath: see `lay`
+        self.epoch = 0  # grows when the file beneath is another one
 
     @property
     def is_private(self) -> bool:
@@ -175,11 +177,23 @@ class GuestMemory:
         """
         hint = "another process, such as a vhost-user back end, shares the guest's memory"
         check(lib.pk_mem_freeze(self.handle), "seal of guest memory", hint)
+        self.epoch += 1
         return os.dup(self.handle.base_fd)
 
     def rebase(self, file: int) -> None:
         """Private memory: go on as a private copy of `file`, which holds what is there now."""
         check(lib.pk_mem_rebase(self.handle, file), "mmap of guest memory")
+        self.laid.clear()
+        self.epoch += 1
+
+    def lay(self, file: int, ranges: Sequence[Region], *, copied: bool = False) -> None:
+        """Private memory: let `ranges` be what `file`, which nobody writes, has at the same places:
+        as part of what is beneath, or `copied`, and then they are changes."""
+        entries = ffi.new("struct pk_mem_range[]", [tuple(region) for region in ranges])
+        result = lib.pk_mem_lay(self.handle, file, entries, len(ranges), copied)
+        check(result, "mapping the pages of a differential snapshot")
+        if not copied:
+            self.laid += ranges
 
     def changes(self) -> Iterator[Region]:
         """Private memory: the pages written since it was made, whoever wrote them, as ranges of
@@ -196,8 +210,10 @@ class GuestMemory:
     def revert(self, *, drop: bool = False) -> int:
         """Private memory: undo all that was written. Returns how many pages that were.
 
-        They keep their place and are written over, or are given up (`drop`).
+        They keep their place and are written over, or are given up (`drop`), always where pages of
+        several files are beneath.
         """
+        drop = drop or bool(self.laid)
         return check(lib.pk_mem_revert(self.handle, drop), "copying pages back")
 
     @property

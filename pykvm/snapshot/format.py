@@ -1,4 +1,4 @@
-"""The format on disk, version 1: a folder with a JSON head and two files of raw bytes.
+"""The format on disk, versions 1 and 2: a folder with a JSON head and two files of raw bytes.
 
 Reached from `save` and `load`. docs/snapshots.md describes it for other programs.
 
@@ -8,6 +8,9 @@ Reached from `save` and `load`. docs/snapshots.md describes it for other program
                         sizes and checksums; its own `checksum` is over all the rest
     DIR/state           the parts (`capture`), one after the other, in the head's order
     DIR/memory          guest memory, sparse: low memory, then high memory
+
+Version 2 is that of a differential snapshot: its memory has only the pages that changed since its
+base was taken, which the head names. A pykvm that knows only version 1 must not take it for whole.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "pykvm snapshot"
 VERSION: Final = 1
+DIFFERENTIAL: Final = 2  # the version of those that need their base
 HEAD, STATE, MEMORY = "snapshot.json", "state", "memory"
 HEAD_MAX: Final = 64 << 20  # bytes
 
@@ -45,10 +49,15 @@ def checksum(head: dict[str, Any]) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
 
 
+def complete_head(head: dict[str, Any]) -> dict[str, Any]:
+    """The head with format, version and checksum."""
+    version = DIFFERENTIAL if "base" in head else VERSION
+    head = {"format": FORMAT, "version": version, **head}
+    return {**head, "checksum": checksum(head)}
+
+
 def encode_head(head: dict[str, Any]) -> bytes:
-    """The head as a file, its checksum added; one field a line, for people who look."""
-    head = {"format": FORMAT, "version": VERSION, **head}
-    head["checksum"] = checksum(head)
+    """A complete head as a file; one field a line, for people who look."""
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in head.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
@@ -63,14 +72,16 @@ def decode_head(data: bytes, folder: str) -> dict[str, Any]:
         raise damaged(folder, f"{HEAD} is not JSON") from None
     if head.get("format") != FORMAT:
         raise damaged(folder, f"{HEAD} is not the head of one")
-    if head.get("version") != VERSION:
+    if head.get("version") not in (VERSION, DIFFERENTIAL):
         raise ConfigError(
             f"snapshot {folder}: its format is version {head.get('version')}, and this pykvm knows "
-            f"version {VERSION}; take it anew, or restore it with the pykvm that made it "
-            f"({head.get('pykvm')})"
+            f"versions {VERSION} and {DIFFERENTIAL}; take it anew, or restore it with the pykvm "
+            f"that made it ({head.get('pykvm')})"
         )
     if head.get("checksum") != checksum(head):
         raise damaged(folder, f"{HEAD} does not match its checksum")
+    if ("base" in head) != (head["version"] == DIFFERENTIAL):
+        raise damaged(folder, f"{HEAD} says both that it has a base and that it has none")
     return head
 
 

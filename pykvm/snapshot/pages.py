@@ -54,7 +54,7 @@ def joined(ranges: Iterable[Region]) -> Iterator[Region]:
 def touched(memory: GuestMemory) -> Iterator[Region]:
     """Where a guest's memory may be other than zero."""
     below = data_of(memory.file, memory.size)
-    return joined([*below, *memory.changes()] if memory.is_private else below)
+    return joined([*below, *memory.laid, *memory.changes()] if memory.is_private else below)
 
 
 def pieces(memory: GuestMemory, ranges: Iterable[Region]) -> Iterator[tuple[int, memoryview]]:
@@ -63,10 +63,11 @@ def pieces(memory: GuestMemory, ranges: Iterable[Region]) -> Iterator[tuple[int,
         for offset in range(start, start + size, PIECE):
             length = min(PIECE, start + size - offset)
             with memory.at_offset(offset, length) as view:
-                yield from _without_zeros(offset, view)
+                yield from without_zeros(offset, view)
 
 
-def _without_zeros(offset: int, view: memoryview) -> Iterator[tuple[int, memoryview]]:
+def without_zeros(offset: int, view: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The pages of `view`, whose first byte is at `offset`, that are not all zeros."""
     begin: int | None = None
     for at in range(0, len(view), PAGE):
         empty = bytes(view[at : at + PAGE]) == ZEROS[:PAGE]  # far faster than by the view

@@ -18,12 +18,18 @@ from pykvm._core import lib
 from pykvm.boot.files import stamp
 from pykvm.errors import ConfigError, HostError
 from pykvm.snapshot import capture, format, pages
+from pykvm.snapshot.chain import checksum_of
+from pykvm.snapshot.diff import Base, note
 from pykvm.snapshot.disks import describe_disks
 
 if TYPE_CHECKING:
     from typing import Any, Self
 
     from pykvm.machine import Machine
+    from pykvm.memory import Region
+    from pykvm.snapshot.capture import Parts
+    from pykvm.snapshot.diff import Lineage
+    from pykvm.snapshot.layers import Stack
 
 TICK_S: Final = 0.02  # longer than the clock that files are stamped with takes to move on
 
@@ -31,25 +37,38 @@ TICK_S: Final = 0.02  # longer than the clock that files are stamped with takes 
 class Save:
     """One snapshot on its way into `folder`. Its steps: `capture`, at rest; then `commit`.
 
-    A context manager: what was not committed is removed. Raises `ConfigError` when the folder is
-    not to be replaced, and `HostError` when it cannot be written.
+    `base`: the folder of a snapshot of the same machine, or that it goes on from; only the pages
+    that have changed since are saved, and restoring needs the base. A context manager: what was not
+    committed is removed. Raises `ConfigError` when the folder is not to be replaced or the base is
+    none, and `HostError` when the folder cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], base: str | os.PathLike[str] | None = None
+    ) -> None:
         self.folder = os.path.abspath(folder)
         check_target(self.folder)
         parent, name = os.path.split(self.folder)
         self._temporary = os.path.join(parent, f".{name}.{os.getpid()}-{time.monotonic_ns():x}")
-        with self._explained():
+        self._lineage: Lineage | None = None  # of a machine
+        with contextlib.ExitStack() as opened, self._explained():
+            self._base = None if base is None else Base(base, self.folder)
+            if self._base is not None:
+                opened.callback(self._base.close)
             _remove_leftovers(parent, name)
             os.mkdir(self._temporary, 0o700)  # a guest's memory may hold secrets
+            opened.pop_all()
 
     def capture(self, machine: Machine) -> None:
-        """Write the memory of a machine at rest; note the rest."""
+        """Note the state of a machine at rest; write its memory."""
+        self._parts = capture.capture(machine)
+        ranges: list[Region] = []
         with self._explained(), self._create(format.MEMORY) as fd:
             os.truncate(fd, machine.memory.size)
-            pages.copy(machine.memory, fd)
-        self._parts = capture.capture(machine)
+            if self._base is None:
+                pages.copy(machine.memory, fd)
+            else:
+                ranges = self._base.save(machine, fd)
         self._head: dict[str, Any] = {
             "id": os.urandom(8).hex(),
             "pykvm": __version__,
@@ -58,23 +77,40 @@ class Save:
             "entry": format.encode_entry(machine.entry),
             "config": format.encode_config(machine.config),
             "disks": describe_disks(machine),
-            "memory": {"size": machine.memory.size, "piece": pages.PIECE},
+            "memory": {"size": machine.memory.size},
         }
+        if self._base is not None:
+            self._head["base"] = self._base.reference
+            self._head["memory"]["pages"] = ranges
+        self._lineage = machine.lineage
+        note(machine, self._head["id"])
+
+    def flatten(self, whole: Stack, parts: Parts, head: dict[str, Any]) -> None:
+        """Instead of `capture`: take all the memory of a chain, and the rest from its snapshot."""
+        with self._explained(), self._create(format.MEMORY) as fd:
+            os.truncate(fd, whole.size)
+            for offset, data in whole.pieces():
+                pages.write(fd, offset, data)
+        self._parts, self._head = parts, {**head, "memory": {"size": whole.size}}
 
     def commit(self) -> None:
         """Bring it all to the disk and give it its name. The machine may run meanwhile."""
         with self._explained():
             self._finish_memory()
             with self._create(format.STATE) as fd:
-                os.write(fd, b"".join(self._parts.values()))
+                pages.write(fd, 0, memoryview(b"".join(self._parts.values())))
                 os.fsync(fd)
             self._head["state"] = format.describe_parts(self._parts)
+            head = format.complete_head(self._head)
             with self._create(format.HEAD) as fd:
-                pages.write(fd, 0, memoryview(format.encode_head(self._head)))
+                pages.write(fd, 0, memoryview(format.encode_head(head)))
                 os.fsync(fd)
             _sync_folder(self._temporary)
             self._rename()
             _sync_folder(os.path.dirname(self.folder))
+        if self._lineage is not None:
+            noted = self._lineage[head["id"]]
+            self._lineage[head["id"]] = noted._replace(checksum=head["checksum"])
 
     def _finish_memory(self) -> None:
         """Checksums, and a stamp by which `load` knows that the file was not touched since."""
@@ -82,8 +118,12 @@ class Save:
         fd = os.open(os.path.join(self._temporary, format.MEMORY), os.O_RDWR | os.O_CLOEXEC)
         try:
             os.fsync(fd)
-            crcs = pages.checksums(fd, memory["size"])
-            memory["crc32"] = {str(number): crc for number, crc in crcs.items()}  # as JSON has them
+            if "pages" in memory:
+                memory["pages"] = [[*place, checksum_of(fd, *place)] for place in memory["pages"]]
+            else:
+                crcs = pages.checksums(fd, memory["size"])
+                memory["piece"] = pages.PIECE
+                memory["crc32"] = {str(number): crc for number, crc in crcs.items()}  # as in JSON
             os.fchmod(fd, 0o400)
             while time.time_ns() - os.fstat(fd).st_ctime_ns < TICK_S * 1e9:
                 time.sleep(TICK_S)
@@ -121,6 +161,8 @@ class Save:
 
     def close(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._base is not None:
+            self._base.close()
 
     def __enter__(self) -> Self:
         return self

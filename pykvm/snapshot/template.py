@@ -8,12 +8,15 @@ for a guest of gigabytes. Read `capture` for the parts.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 from typing import TYPE_CHECKING, Final
 
 from pykvm.memory import GuestMemory
 from pykvm.snapshot import capture, pages
+from pykvm.snapshot.diff import has_changed, inherited
 from pykvm.snapshot.host import check_cpuid
+from pykvm.snapshot.layers import Layer, Placing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,19 +26,10 @@ if TYPE_CHECKING:
     from pykvm.config import MachineConfig
     from pykvm.kvm import CpuidEntry
     from pykvm.machine import Machine
-    from pykvm.memory import Region
     from pykvm.snapshot.capture import Parts
-
+    from pykvm.snapshot.diff import Lineage
 
 SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-
-
-class Layer:
-    """Pages that lie over the memory's file: of a snapshot that holds only what had changed."""
-
-    def __init__(self, fd: int, ranges: Sequence[Region]) -> None:
-        self.fd = fd
-        self.ranges = ranges  # by their place in the memory's file; in `fd` at the same place
 
 
 class Template:
@@ -64,6 +58,7 @@ class Template:
         self.clock = "stay"
         self.prefault = False
         self.foreign = False  # from disk: it may be of another host
+        self.lineage: Lineage = {}  # the snapshots on disk that it goes on from
 
     def machine(self, **changes: Any) -> Machine:
         """A new machine that goes on from here, with `changes` to its configuration."""
@@ -81,22 +76,27 @@ class Template:
     def memory(self) -> GuestMemory:
         """Memory for a new machine."""
         memory = GuestMemory(self.config.memory, self.fd, prefault=self.prefault)
+        for layer, ranges in zip(self.layers, self._placing.mapped, strict=True):
+            memory.lay(layer.fd, ranges)
         self.overlay(memory)
         memory.placed = list(self.placed)
         return memory
 
     def overlay(self, memory: GuestMemory) -> None:
-        """Put the layers' pages into memory whose other pages are those of the file."""
-        for layer in self.layers:
-            for offset, size in layer.ranges:
-                with memory.at_offset(offset, size) as view:
-                    os.preadv(layer.fd, [view], offset)
+        """Copy what is not mapped of the layers into memory that is otherwise as it was."""
+        for layer, ranges in zip(self.layers, self._placing.copied, strict=True):
+            memory.lay(layer.fd, ranges, copied=True)
+
+    @functools.cached_property
+    def _placing(self) -> Placing:
+        return Placing(self.layers)
 
     def fill(self, machine: Machine) -> Parts:
         """Give a new machine, its memory in place, the rest; returns what has no device yet."""
         if self.foreign:
             check_cpuid(machine.kvm, self.cpuid[0])
         machine.generation = self.generation + 1
+        machine.lineage = dict(self.lineage)
         machine.template = self.copy()
         for _, device in capture.devices_of(machine):
             device.freeze()
@@ -120,6 +120,7 @@ class Template:
             layers=layers,
         )
         same.placed = self.placed
+        same.lineage = self.lineage
         return same
 
     def close(self) -> None:
@@ -152,6 +153,7 @@ def current_template(machine: Machine) -> Template:
         layers=layers,
     )
     template.placed = machine.memory.placed
+    template.lineage = inherited(machine)
     if machine.template is not None:
         machine.template.close()
     machine.template = template
@@ -183,5 +185,5 @@ def _has_changed(machine: Machine, before: Template) -> bool:
     """Whether the memory is not the template's any more. The generation id does not count: who
     goes on from here gets one of its own."""
     if before.layers:
-        return next(machine.memory.changes(), None) is not None
+        return has_changed(machine, before)
     return not machine.generation_id.is_all_that_changed()

@@ -5,6 +5,7 @@ Reached from `cli_boot` and `cli_restore`. A snapshot that fails is told, and th
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -38,15 +39,27 @@ class ConsoleTrigger:
             then()
 
 
-def arm(machine: Machine, folder: str | None, at: list[tuple[str, str]]) -> None:
+def arm(
+    machine: Machine, folder: str | None, at: list[tuple[str, str]], base: str | None = None
+) -> None:
     """Take snapshots of `machine`: to `folder` (``--snapshot``) when the guest or Ctrl-A s asks; to
-    each folder of `at` when what is before it comes true (``--snapshot-at``)."""
+    each folder of `at` when what is before it comes true (``--snapshot-at``). They are differential
+    when a `base` is given (``--diff``), but for the one that goes there itself."""
 
-    def taking(target: str) -> Callable[[], None]:
-        check_target(target)
-        return lambda: take(machine, target)
+    targets = [folder or FOLDER, *(target for _, target in at)]
+    if base is not None and not machine.lineage and base not in targets:
+        raise ConfigError(
+            f"--diff: nothing saves to {base} before, and a machine that boots stands on no "
+            f"snapshot; add --snapshot-at 'console:REGEX' {base}"
+        )
 
-    machine.on_snapshot_key = taking(folder) if folder else lambda: take(machine, FOLDER)
+    def taking(target: str, *, check: bool = True) -> Callable[[], None]:
+        if check:
+            check_target(target)
+        is_base = base is not None and os.path.realpath(base) == os.path.realpath(target)
+        return lambda: take(machine, target, None if is_base else base)
+
+    machine.on_snapshot_key = taking(folder) if folder else taking(FOLDER, check=False)
     if folder:
         machine.on_snapshot_request = taking(folder)
     for condition, target in at:
@@ -55,10 +68,10 @@ def arm(machine: Machine, folder: str | None, at: list[tuple[str, str]]) -> None
         machine.console_triggers.append(trigger)
 
 
-def take(machine: Machine, folder: str) -> None:
+def take(machine: Machine, folder: str, base: str | None = None) -> None:
     """Save `machine`, and say so."""
     try:
-        machine.snapshot(folder)
+        machine.snapshot(folder, base=base)
     except PykvmError as error:
         print(f"pykvm: {error}", file=sys.stderr)
     else:

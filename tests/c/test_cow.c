@@ -103,6 +103,48 @@ static void shared_memory_has_nothing_to_undo(void)
     pk_mem_destroy(&mem);
 }
 
+static void pages_of_another_file_lie_over_it(void)
+{
+    struct pk_mem mem = frozen(), other;
+    struct pk_mem_range places[2] = {{2 * PAGE, 2 * PAGE}, {8 * PAGE, PAGE}}, found[4];
+    CHECK_EQ(pk_mem_create(SIZE, SIZE, SIZE, &other), 0);
+    memset(other.hva, 0xBB, SIZE);
+    mem.hva[3 * PAGE] = 77; /* what is written before is hidden */
+    CHECK_EQ(pk_mem_lay(&mem, other.fd, places, 2, 0), 0);
+    CHECK_EQ(mem.hva[3 * PAGE], 0xBB);
+    CHECK_EQ(mem.hva[8 * PAGE], 0xBB);
+    CHECK_EQ(mem.hva[9 * PAGE], 9);
+    CHECK_EQ(pk_mem_private_ranges(&mem, 0, 4, found), 0); /* it is no change */
+    mem.hva[2 * PAGE] = 1;
+    CHECK_EQ(other.hva[2 * PAGE], 0xBB);
+    CHECK_EQ(pk_mem_private_ranges(&mem, 0, 4, found), 1);
+    CHECK_EQ(pk_mem_revert(&mem, 1), 1);
+    CHECK_EQ(mem.hva[2 * PAGE], 0xBB);
+    places[0].offset = 20 * PAGE;
+    CHECK_EQ(pk_mem_lay(&mem, other.fd, places, 1, 1), 0);
+    CHECK_EQ(mem.hva[21 * PAGE], 0xBB);
+    CHECK_EQ(pk_mem_private_ranges(&mem, 0, 4, found), 1); /* a copy is */
+    CHECK_EQ(found[0].offset, 20 * PAGE);
+    pk_mem_destroy(&other);
+    CHECK_EQ(mem.hva[8 * PAGE], 0xBB); /* a mapping keeps the file */
+    pk_mem_destroy(&mem);
+}
+
+static void pages_that_are_not_of_the_memory_are_refused(void)
+{
+    struct pk_mem mem = frozen(), other;
+    CHECK_EQ(pk_mem_create(SIZE, SIZE, SIZE, &other), 0);
+    struct pk_mem_range wrong[] = {
+        {1, PAGE}, {0, 1}, {SIZE, PAGE}, {0, SIZE + PAGE}, {-(uint64_t)PAGE, 2 * PAGE},
+    };
+    for (int i = 0; i < 5; i++)
+        for (int copied = 0; copied <= 1; copied++)
+            CHECK_EQ(pk_mem_lay(&mem, other.fd, &wrong[i], 1, copied), -EINVAL);
+    CHECK_EQ(pk_mem_lay(&other, mem.base_fd, wrong, 0, 0), -EINVAL); /* it is not private */
+    pk_mem_destroy(&other);
+    pk_mem_destroy(&mem);
+}
+
 int main(void)
 {
     RUN(frozen_memory_keeps_its_content_and_its_place);
@@ -111,5 +153,7 @@ int main(void)
     RUN(a_revert_undoes_every_write);
     RUN(two_memories_of_one_file_do_not_see_each_other);
     RUN(shared_memory_has_nothing_to_undo);
+    RUN(pages_of_another_file_lie_over_it);
+    RUN(pages_that_are_not_of_the_memory_are_refused);
     return 0;
 }
