@@ -1,4 +1,4 @@
-"""A guest in the lab whose root is a disk, with a qcow2 disk and shared folders, all in one boot.
+"""A guest in the lab whose root is a partition, with a qcow2 disk and shared folders, in one boot.
 
 What serves them is killed under it: the guest sees errors and goes on. See storage.c.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import shlex
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ MIB = 1 << 20
 BOOT_S = 150  # an emulated machine inside a busy one
 MIBS, OPERATIONS = 16, 300  # what the guest writes, and how often it changes a file at random
 SOUND = 7
+SECTOR, FIRST_SECTOR = 512, 2048  # of the root's partition
 
 # Ends what the guest asks to be ended. A pattern is what a program's own command line starts with.
 KILL = r"""
@@ -53,7 +55,11 @@ def folder(tmp_path: Path) -> Path:
     def run(command: str) -> None:
         subprocess.run(shlex.split(command), check=True, timeout=60, cwd=tmp_path)
 
-    run("/usr/sbin/mke2fs -q -t ext4 -d tree root.img 32M")
+    run("/usr/sbin/mke2fs -q -t ext4 -d tree root.part 32M")
+    part = (tmp_path / "root.part").read_bytes()
+    entry = struct.pack("<4xB3xII", 0x83, FIRST_SECTOR, len(part) // SECTOR)
+    table = (bytes(446) + entry).ljust(510, b"\0") + b"\x55\xaa"
+    (tmp_path / "root.img").write_bytes(table.ljust(FIRST_SECTOR * SECTOR, b"\0") + part)
     run("/usr/sbin/mke2fs -q -t ext4 disk.img 64M")
     run("qemu-img convert -O qcow2 disk.img disk.qcow2")
     run("qemu-img create -q -f qcow2 victim.qcow2 1M")
@@ -67,7 +73,7 @@ def test_a_guest_lives_on_disks_and_folders_and_survives_their_loss(
     folder: Path,
 ) -> None:
     boot = [sys.executable, "-m", "pykvm", "boot", debian_kernel("6.12-cloud")]
-    boot += ["--root", "root.img", "--timeout", str(BOOT_S)]
+    boot += ["--root", "root.img,partition=1", "--timeout", str(BOOT_S)]
     boot += ["--disk", "disk.qcow2,format=qcow2,mount=/mnt/disk"]
     boot += ["--disk", "victim.qcow2,format=qcow2"]
     boot += ["--fs", f"{folder}/share,tag=share", "--fs", f"{folder}/ro,tag=ro,ro"]
@@ -83,7 +89,9 @@ def test_a_guest_lives_on_disks_and_folders_and_survives_their_loss(
     def run(command: str) -> None:
         subprocess.run(shlex.split(command), check=True, timeout=60, cwd=folder)
 
-    run("/usr/sbin/e2fsck -fn root.img")
+    part = (folder / "root.img").read_bytes()[FIRST_SECTOR * SECTOR :]
+    (folder / "root.part").write_bytes(part)
+    run("/usr/sbin/e2fsck -fn root.part")
     run("qemu-img convert -O raw disk.qcow2 out.img")
     run("/usr/sbin/e2fsck -fn out.img")
     run("/usr/sbin/debugfs -R 'dump /data out' out.img")

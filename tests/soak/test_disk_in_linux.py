@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from stock import KERNELS, LIMIT_S, tool
 
 from pykvm.boot.guestimage import default_initrd
 from pykvm.boot.kernels import fetch
@@ -17,17 +17,7 @@ from pykvm.lab import Lab
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
-LIMIT_S = 850
-PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
-
-KERNELS = ("6.12-cloud", "6.1-cloud", "6.1-generic")
 TRANSPORTS = ("pci", "mmio")
-
-
-def tool(name: str) -> str:
-    found = shutil.which(name, path=PATH)
-    assert found, f"needs {name}: apt-get install fio e2fsprogs pciutils kexec-tools busybox-static"
-    return found
 
 
 def empty_disk(folder: Path, size_mib: int) -> Path:

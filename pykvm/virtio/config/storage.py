@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 
 ROOT: Final = "/"
 
-# File systems by (offset, magic), as their superblocks have it. The names are Linux's.
-MAGICS: Final = {
-    "ext4": (0x438, b"\x53\xef"),
-    "xfs": (0, b"XFSB"),
-    "btrfs": (0x10040, b"_BHRfS_M"),
-    "squashfs": (0, b"hsqs"),
-    "erofs": (0x400, b"\xe2\xe1\xf5\xe0"),
-    "f2fs": (0x400, b"\x10\x20\xf5\xf2"),
-    "iso9660": (0x8001, b"CD001"),
-    "vfat": (82, b"FAT32   "),
-    "ntfs3": (3, b"NTFS    "),
-}
 AUTO: Final = "auto"  # init tries what the kernel has
 
 
@@ -108,17 +96,15 @@ def file_system(disk: DiskConfig) -> str:
     """The type of the file system on a disk: as the user says, or as a raw disk shows, or AUTO."""
     if disk.fstype:
         return disk.fstype
-    if disk.is_vhost or disk.partition:
+    if disk.is_vhost:
         return AUTO
+    from pykvm.virtio.config import contents
+
     try:
         with open(disk.path, "rb") as file:
-            for name, (offset, magic) in MAGICS.items():
-                file.seek(offset)
-                if file.read(len(magic)) == magic:
-                    return name
+            return contents.file_system(file, disk.partition, f"--disk: {disk.path}") or AUTO
     except OSError:
-        pass  # opening it as a disk says why
-    return AUTO
+        return AUTO  # opening it as a disk says why
 
 
 def _escape(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ def test_wrong_shares_are_refused_by_name(text: str) -> None:
 
 def test_init_is_told_what_to_mount_with_the_root_first(disk: str, tmp_path: Path) -> None:
     shares = ["/a,tag=one", "/b,tag=two,ro,mount=/mnt/disk/b c"]
-    disks = [f"{disk},mount=/mnt/disk", "other", f"{disk},ro,mount=/deep/er,partition=2"]
+    parted = tmp_path / "parted"
+    parted.write_bytes(bytes(462) + struct.pack("<4xB3xII32x", 0x83, 8, 8) + b"\x55\xaa")
+    disks = [f"{disk},mount=/mnt/disk", "other", f"{parted},ro,mount=/deep/er,partition=2"]
     storage = parse_storage(disks, shares, f"{disk},fstype=xfs")
     assert storage.fstab().splitlines() == [
         "/dev/vda / xfs rw",
