@@ -103,8 +103,9 @@ BOOT = (
         "FILE[,format=NAME][,ro][,serial=TEXT][,cache=MODE][,queues=N][,bps=N][,iops=N]"
         "[,overlay=on|PATH][,mount=PATH[,partition=N][,fstype=NAME]]",
         "a file or block device as the next virtio disk; NAME is raw, or qcow2 and others that "
-        "qemu-storage-daemon has; in place of FILE, vhost-user=SOCKET is a back end of your own; "
-        "MODE is writeback, none (O_DIRECT) or unsafe (a flush does nothing); bps and iops limit "
+        "qemu-storage-daemon has; in place of FILE, vhost-user=SOCKET[,reconnect=S] is a back end "
+        "of yours; MODE is writeback, none (O_DIRECT) or unsafe (a flush does nothing); bps and "
+        "iops limit "
         "bytes and requests a second, bps_max and iops_max say how much may pass at once; with "
         "overlay= FILE is only read and may be shared; what the guest writes goes to PATH, or is "
         "dropped at the end (on); pykvm's own init mounts it, or its partition N, at PATH",

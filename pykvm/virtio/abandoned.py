@@ -22,6 +22,13 @@ def is_settled(queue: Queue) -> bool:
     return queue.ring.event_idx and queue.load_used_event() == queue.load_used_idx()
 
 
+def last(queue: Queue) -> list[int]:
+    """The heads that were made available last, as many as were not used. When they are what `find`
+    finds, all was used in order, and another back end may go on where that stopped."""
+    count = queue.load_avail_idx() - queue.used_idx & 0xFFFF
+    return [queue.available(queue.used_idx + at) for at in range(min(count, queue.ring.size))]
+
+
 def find(queue: Queue, is_waiting: Callable[[Chain], bool]) -> list[int]:
     """The heads of the chains that were made available and not used, the oldest first.
 

@@ -11,6 +11,7 @@ request of the guest's hangs. A driver that then resets the device gets a new ba
     DRIVER_OK   start(): memory, rings, eventfds       the back end serves
     reset       stop(): where in the rings it was; what it has taken is finished first
     it dies     _lose(), _adopt(): answer what it has taken, and all that comes, with an error
+    … and `reconnect_s`: what can be given to its successor waits for that, as all that comes does
 
 The thread here does what is not a vCPU's: it waits for the back end's end and shows what it says.
 Lock order: `lock` alone; everything below is done with it held.
@@ -50,8 +51,16 @@ class VhostDevice(VirtioDevice):
     """A device served by what `launch` starts. Raises `ConfigError`, with `option` in front, when
     that fails."""
 
-    def __init__(self, memory: GuestMemory, option: str, launch: Callable[[], Backend]) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        option: str,
+        launch: Callable[[], Backend],
+        reconnect_s: int = 0,
+    ) -> None:
+        """`reconnect_s` is how often to look for a successor of one that ended; 0: never."""
         self._launch = launch
+        self._reconnect_s = reconnect_s
         self._frontend: Frontend | None = None  # None: lost
         self._live = False  # the back end has the queues,
         self._orphaned = False  # or had them until it ended,
@@ -129,7 +138,7 @@ class VhostDevice(VirtioDevice):
         self._relay = out[0]
         self.interrupt.on_move = self._move_call
         if self._frontend is None:
-            self._serve_errors()
+            self._serve_without()
             return
         try:
             self._hand_over()
@@ -216,8 +225,9 @@ class VhostDevice(VirtioDevice):
                 backend.socket.close()
             text = backend.why() or why
             backend.close()  # it must not write to the guest any more
+            now = "waits until it is back" if self._reconnect_s else "fails now"
             print(
-                f"pykvm: {self.name}: {backend.name}: {text}; what the guest asks of it fails now",
+                f"pykvm: {self.name}: {backend.name}: {text}; what the guest asks of it {now}",
                 file=sys.stderr,
             )
         self._orphaned, self._live = self._orphaned or self._live, False
@@ -250,16 +260,25 @@ class VhostDevice(VirtioDevice):
             queue.used_idx = queue.load_used_idx()
             queue.avail_idx = queue.load_avail_idx()
             heads = abandoned.find(queue, self.is_waiting)
-            for head in heads:
-                with suppress(QueueError):
-                    queue.push(head, self.fail(queue.follow(head)))
-            if missing := queue.avail_idx - queue.used_idx & 0xFFFF:
-                print(f"pykvm: {self.name}: {missing} requests are lost", file=sys.stderr)
+            if self._reconnect_s and heads == abandoned.last(queue):
+                queue.avail_idx = queue.used_idx  # for its successor
+            else:
+                self._fail_all(queue, heads)
             virtq.avail_idx, virtq.used_idx = queue.avail_idx, queue.used_idx
             self.interrupt.notify(1 + number)
-        self._serve_errors()
+        self._serve_without()
 
-    def _serve_errors(self) -> None:
+    def _fail_all(self, queue: Queue, heads: list[int]) -> None:
+        for head in heads:
+            with suppress(QueueError):
+                queue.push(head, self.fail(queue.follow(head)))
+        if missing := queue.avail_idx - queue.used_idx & 0xFFFF:
+            print(f"pykvm: {self.name}: {missing} requests are lost", file=sys.stderr)
+
+    def _serve_without(self) -> None:
+        """Serve the queues with errors, or let them wait for a successor."""
+        if self._reconnect_s:
+            return
         self._errors = {number: self._queue(number) for number, _ in self._served()}
         for number in list(self._errors):
             self._answer(number)
@@ -296,7 +315,8 @@ class VhostDevice(VirtioDevice):
                 for number in self._errors:
                     poll.register(self.kick_fds[number], select.POLLIN)
                 gone_fd = backend.socket.fileno() if backend is not None else -1
-            ready = dict(poll.poll())
+                looks = self._reconnect_s and backend is None and not self._orphaned
+            ready = dict(poll.poll(1000 * self._reconnect_s if looks else None))
             with self.lock:
                 if self._wake_fd in ready:
                     os.eventfd_read(self._wake_fd)
@@ -312,7 +332,7 @@ class VhostDevice(VirtioDevice):
                         with suppress(BlockingIOError):
                             os.eventfd_read(self.kick_fds[number])
                         self._answer(number)
-                if self._revive:
+                if self._revive or (looks and not ready):
                     self._start_again()
                 orphaned = self._orphaned
             if orphaned:
@@ -322,15 +342,18 @@ class VhostDevice(VirtioDevice):
                         self._adopt()
 
     def _start_again(self) -> None:
-        """The driver reset the device: it may have another back end. On this thread, because the
-        program ends with the thread that starts it."""
+        """The driver reset the device, or a successor may be there: have another back end. On this
+        thread, because the program ends with the thread that starts it."""
         self._revive = False
         try:
             self._connect()
         except (BackendError, ConfigError) as error:
-            print(f"pykvm: {self.name}: {error}", file=sys.stderr)
+            if not self._reconnect_s:
+                print(f"pykvm: {self.name}: {error}", file=sys.stderr)
             return
-        if self._running:  # the driver was faster
+        if self._reconnect_s and self._backend is not None:
+            print(f"pykvm: {self.name}: {self._backend.name} is back", file=sys.stderr)
+        if self._running:  # the driver was faster, or need not know
             self.stop()
             self.start()
 

@@ -52,6 +52,7 @@ class VhostBlk(VhostDevice):
                 memory,
                 f"--disk: vhost-user={config.vhost_user}",
                 lambda: Stranger(config.vhost_user),
+                config.reconnect,
             )
             return
         daemon = shutil.which(DAEMON)

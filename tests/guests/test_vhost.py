@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -134,20 +136,60 @@ def test_a_daemon_that_is_killed_leaves_errors_and_the_machine_goes_on(
     assert "was ended by signal 9; what the guest asks of it fails now" in capfd.readouterr().err
 
 
+@contextmanager
+def own_backend(image: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A storage daemon that listens at `folder`/socket."""
+    path = folder / "socket"
+    path.unlink(missing_ok=True)
+    node = f"driver=qcow2,node-name=d,file.driver=file,file.filename={image}"
+    export = f"vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path={path},writable=on"
+    with subprocess.Popen([DAEMON, "--blockdev", node, "--export", export]) as daemon:
+        while not path.exists():
+            assert daemon.poll() is None
+            time.sleep(0.01)
+        yield daemon
+        daemon.terminate()
+
+
 def test_a_back_end_of_the_users_is_found_at_its_socket(
     run_guest: RunGuest, make_image: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    path = tmp_path / "socket"
-    node = f"driver=qcow2,node-name=d,file.driver=file,file.filename={make_image('qcow2')}"
-    export = f"vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path={path},writable=on"
-    command = [DAEMON, "--blockdev", node, "--export", export, "--pidfile", str(tmp_path / "pid")]
-    with subprocess.Popen([*command, "--daemonize"]) as daemon:
-        assert daemon.wait(60) == 0
-    try:
-        config = DiskConfig("", vhost_user=str(path))
+    config = DiskConfig("", vhost_user=str(tmp_path / "socket"))
+    with own_backend(make_image("qcow2"), tmp_path):
         assert passed(run_guest("virtqueue", disks=(config,), cmdline="pci=1 count=5 spare=1"))
-    finally:
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_guest_waits_for_a_back_end_that_is_started_again(
+    make_image: Callable[[str], Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    how: signal.Signals,
+) -> None:
+    image = make_image("qcow2")
+    config = MachineConfig(
+        kernel=guest_programs.path("virtqueue"),
+        memory=16 << 20,
+        cmdline="pci=1 count=4000",
+        disks=(DiskConfig("", vhost_user=str(tmp_path / "socket"), reconnect=1),),
+    )
+    with ExitStack() as stack:
+        first = stack.enter_context(own_backend(image, tmp_path))
+
+        def replace() -> None:
+            first.send_signal(how)
+            first.wait()
+            stack.enter_context(own_backend(image, tmp_path))
+
+        with Machine(config) as vm:
+            replacing = threading.Timer(0.2, replace)
+            replacing.start()
+            outcome = vm.run(timeout=60, console=BytesConsole(b""))
+            replacing.join()
+    log = capfd.readouterr().err
+    assert passed(outcome), outcome
+    assert "; what the guest asks of it waits until it is back" in log
+    assert f"the back end at {tmp_path}/socket is back" in log
 
 
 def open_files() -> int:

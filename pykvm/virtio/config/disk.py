@@ -34,7 +34,7 @@ FORMATS: Final = (RAW, "qcow2", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc", "pa
 
 DROPPED: Final = "on"  # in the place of an overlay's PATH: it has none, and ends with the machine
 
-STRANGER: Final = "vhost-user="  # in the place of FILE: --disk vhost-user=SOCKET
+STRANGER: Final = "vhost-user="  # in the place of FILE: --disk vhost-user=SOCKET[,reconnect=S]
 
 
 class DiskConfig(Record):
@@ -51,6 +51,7 @@ class DiskConfig(Record):
     mount: str = ""  # where pykvm's own init mounts it; "": nowhere; /: it is the root
     partition: int = 0  # which partition of it; 0: it has none
     fstype: str = ""  # of what is mounted; "": found out
+    reconnect: int = 0  # how often, in seconds, to look for a `vhost_user` that ended; 0: never
     overlay: str = ""  # the file that has what the guest writes, or DROPPED; "": `path` has it
 
     @property
@@ -96,11 +97,16 @@ class DiskConfig(Record):
                 "--disk: serial= is for disks that pykvm serves itself; leave it or format= out"
             )
         self._check_overlay()
+        if self.reconnect and not self.vhost_user:
+            raise ConfigError(
+                "--disk: reconnect= is for a back end of yours; add it to --disk vhost-user=SOCKET"
+            )
         if self.vhost_user and (self.read_only, self.cache, self.limits, self.format) != (
             *(False, "writeback", Limits(), ""),
         ):
             raise ConfigError(
-                "--disk: vhost-user= takes queues=N alone; give the other options to the back end"
+                "--disk: vhost-user= takes queues= and reconnect= alone; give the other options to "
+                "the back end"
             )
 
     def _check_overlay(self) -> None:
@@ -128,7 +134,7 @@ def parse_disk(text: str, option: str = "--disk") -> DiskConfig:
     values: dict[str, Callable[[str], Any]] = {
         **{"format": str, "serial": str, "cache": str, "mount": str, "fstype": str},
         "overlay": _overlay,
-        **{"queues": number, "partition": number},
+        **{"queues": number, "partition": number, "reconnect": number},
     }
     path, options = split(text, usage, flags=("ro",), values=values | WORDS)
     if path.startswith(STRANGER):

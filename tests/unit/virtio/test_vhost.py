@@ -50,11 +50,11 @@ class Device(VhostDevice):
 class Driver:
     """Sets the device up, and makes requests of queue 0 that the fake back end leaves alone."""
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, reconnect_s: int = 0) -> None:
         self.memory = memory
         self.backends: list[FakeBackend] = []
         self.vm = FakeVm()
-        self.device = Device(memory, "--fake", self._launch)
+        self.device = Device(memory, "--fake", self._launch, reconnect_s)
         self.transport = MmioTransport(self.device, self.vm, self.vm.c_bus, 0xD000_0000, 16)  # type: ignore[arg-type]
         self.avail_idx = 0
 
@@ -127,9 +127,10 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def driver() -> Iterator[Driver]:
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """Its parameter is `reconnect_s`."""
     with GuestMemory(1 << 16) as memory:
-        driver = Driver(memory)
+        driver = Driver(memory, getattr(request, "param", 0))
         yield driver
         driver.transport.close()
         for backend in driver.backends:
@@ -201,6 +202,36 @@ def test_a_driver_that_resets_gets_another_back_end(driver: Driver) -> None:
     wait_until(lambda: len(driver.backends) == 2)
     wait_until(lambda: Request.SET_VRING_KICK in driver.backend.requests())
     assert driver.backend.requests().count(Request.SET_VRING_KICK) == 1
+
+
+@pytest.mark.parametrize("driver", [1], indirect=True)
+def test_a_successor_goes_on_where_the_back_end_stopped(driver: Driver) -> None:
+    driver.start()
+    for head in (0, 2, 4):
+        driver.request(head)
+    use(driver.memory, 0, 0)
+    driver.memory.write(BUFFERS, DONE)
+    driver.backend.die()
+    wait_until(lambda: len(driver.backends) == 2)
+    wait_until(lambda: Request.SET_VRING_KICK in driver.backend.requests())
+    assert (Request.SET_VRING_BASE, struct.pack("<II", 0, 1)) in driver.backend.messages
+    assert driver.used_idx() == 1  # nothing was answered with an error
+    driver.backend.bases[0] = 1
+
+
+@pytest.mark.parametrize("driver", [1], indirect=True)
+def test_a_successor_does_not_get_what_was_answered_out_of_order(driver: Driver) -> None:
+    driver.start()
+    for head in (0, 2, 4):
+        driver.request(head)
+    use(driver.memory, 0, 4)
+    driver.memory.write(BUFFERS + 16 * 4, DONE)
+    driver.backend.die()
+    wait_until(lambda: len(driver.backends) == 2)
+    wait_until(lambda: Request.SET_VRING_KICK in driver.backend.requests())
+    assert driver.answers(0, 2) == [ERROR, ERROR]
+    assert (Request.SET_VRING_BASE, struct.pack("<II", 0, 3)) in driver.backend.messages
+    driver.backend.bases[0] = 3
 
 
 def test_a_ring_the_driver_breaks_is_not_handed_over(driver: Driver) -> None:
