@@ -153,6 +153,16 @@ static uint64_t total(const struct iovec *iov, uint32_t num)
     return len;
 }
 
+int pk_overlay_find(const struct pk_overlay *o, uint64_t len, int to_write, int *fd, uint64_t *at)
+{
+    int there = is_there(o, *at / CLUSTER);
+    if (run_at(o, *at, *at + len) != len || (to_write && !there))
+        return 0;
+    *fd = there ? o->config.fd : o->config.base_fd;
+    *at += there ? o->config.data_at : 0;
+    return 1;
+}
+
 int pk_overlay_read(struct pk_overlay *o, const struct iovec *iov, uint32_t num, uint64_t at)
 {
     struct cursor c = {iov, num, 0};

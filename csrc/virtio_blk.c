@@ -7,8 +7,8 @@
  *
  * What the queue copied and checked is the chain; the bytes of the header are copied once, here.
  * "The framing is not assumed" (§2.7.4 Message Framing): header and data may share a buffer, the
- * status may be the end of any. Reads and writes go by io_uring where there is one; what is rare
- * (discard, write zeroes, the rest of a short transfer) waits in the thread.
+ * status may be the end of any. Reads, and writes that may wait, go by io_uring where there is one;
+ * what is rare (discard, write zeroes, the rest of a short transfer) waits in the thread.
  */
 #include "iothread.h"
 #include "overlay.h"
@@ -31,6 +31,9 @@
 #define BOUNCE_ALIGN 4096u
 #define BOUNCE_MAX   (64u << 20)
 #define LOGGED_MAX   10u /* a bad disk must not fill the log */
+#define PAGE         4096u
+#define COPY_MAX_NS  20000000u   /* a copy that took longer has waited */
+#define WAITS_NS     1000000000u /* and so may the next ones */
 #define MAX_SEGMENTS 16u /* of a discard or write zeroes; pykvm/virtio/blk.py offers as many */
 
 struct header {
@@ -47,6 +50,8 @@ struct request {
     uint32_t queue;
     uint32_t type;
     uint64_t sector;
+    int fd;            /* the file that has the data, */
+    uint64_t at;       /* and where */
     struct iovec *iov; /* the data, in chain.iov */
     uint32_t iov_num;
     uint64_t len; /* of the data */
@@ -59,7 +64,8 @@ struct pk_blk {
     uint32_t logged;
     struct pk_iothread io;
     struct pk_uring ring;
-    uint32_t in_flight; /* in the ring */
+    uint32_t in_flight;      /* in the ring */
+    uint64_t waits_until_ns; /* until then, a write is expected to wait */
     struct pk_limiter limiter;
     int starved;    /* a queue may have chains that no request was free for, or no token */
     uint32_t first; /* the queue to be served first when that is over */
@@ -147,10 +153,10 @@ static int64_t transfer_rest(struct pk_blk *b, struct request *r, uint64_t done)
 {
     advance(r, done);
     while (done < r->len) {
-        off_t at = (off_t)(r->sector * SECTOR + done);
+        off_t at = (off_t)(r->at + done);
         ssize_t result = r->type == VIRTIO_BLK_T_IN
-                             ? preadv(b->config.fd, r->iov, (int)r->iov_num, at)
-                             : pwritev2(b->config.fd, r->iov, (int)r->iov_num, at, write_flags(b));
+                             ? preadv(r->fd, r->iov, (int)r->iov_num, at)
+                             : pwritev2(r->fd, r->iov, (int)r->iov_num, at, write_flags(b));
         if (result < 0 && errno != EINTR)
             return -errno;
         if (result == 0)
@@ -163,7 +169,29 @@ static int64_t transfer_rest(struct pk_blk *b, struct request *r, uint64_t done)
     return 0;
 }
 
-/* The same for a disk with an overlay, which has no part done already. */
+/* Whether a write is but a copy into the page cache: whole pages, and nobody waits for the disk.
+ * Most file systems cannot promise io_uring that such a write will not wait, so it wakes a thread
+ * for each, which costs more than the copy. */
+static int is_copy(const struct pk_blk *b, const struct request *r)
+{
+    return r->type == VIRTIO_BLK_T_OUT && b->config.align == 1 && (r->at | r->len) % PAGE == 0 &&
+           write_flags(b) == 0 && pk_now_ns() >= b->waits_until_ns;
+}
+
+/* Copy. When the host makes those wait that write faster than its disk does, leave the waiting to
+ * io_uring's threads for a while: other requests are behind this one. */
+static void copy_now(struct pk_blk *b, struct request *r)
+{
+    uint64_t before = pk_now_ns();
+    int64_t result = transfer_rest(b, r, 0);
+    uint64_t now = pk_now_ns();
+
+    if (now - before > COPY_MAX_NS)
+        b->waits_until_ns = now + WAITS_NS;
+    finish_with(b, r, result);
+}
+
+/* Transfer what is in several places of an overlay or its base, or has to be copied up before. */
 static int64_t transfer_overlaid(struct pk_blk *b, struct request *r)
 {
     struct pk_overlay *overlay = b->config.overlay;
@@ -172,6 +200,19 @@ static int64_t transfer_overlaid(struct pk_blk *b, struct request *r)
         return pk_overlay_read(overlay, r->iov, r->iov_num, at);
     int result = pk_overlay_write(overlay, r->iov, r->iov_num, at);
     return result == 0 && write_flags(b) != 0 ? sync_data(b) : result;
+}
+
+/* Find the one file that has the data; 0: an overlay has to do it by itself. */
+static int find_place(struct pk_blk *b, struct request *r)
+{
+    r->fd = b->config.fd;
+    r->at = r->sector * SECTOR;
+    if (b->config.overlay == NULL)
+        return 1;
+    if (r->type == VIRTIO_BLK_T_IN)
+        return pk_overlay_find(b->config.overlay, r->len, 0, &r->fd, &r->at);
+    /* Durable at once takes more than a write. */
+    return write_flags(b) == 0 && pk_overlay_find(b->config.overlay, r->len, 1, &r->fd, &r->at);
 }
 
 static int is_aligned(const struct pk_blk *b, const struct request *r)
@@ -223,7 +264,7 @@ static struct io_uring_sqe *next_entry(struct pk_blk *b, struct request *r, uint
     if (sqe == NULL)
         return NULL;
     sqe->opcode = opcode;
-    sqe->fd = b->config.fd;
+    sqe->fd = r->fd;
     sqe->user_data = (uint64_t)(uintptr_t)r;
     b->in_flight++;
     return sqe;
@@ -238,12 +279,16 @@ static void transfer(struct pk_blk *b, struct request *r)
         finish(b, r, VIRTIO_BLK_S_IOERR);
         return;
     }
-    if (b->config.overlay != NULL) {
+    if (!find_place(b, r)) {
         finish_with(b, r, transfer_overlaid(b, r));
         return;
     }
     if (!is_aligned(b, r)) {
         finish_with(b, r, transfer_bounced(b, r));
+        return;
+    }
+    if (is_copy(b, r)) {
+        copy_now(b, r);
         return;
     }
     struct io_uring_sqe *sqe = next_entry(b, r, is_write ? IORING_OP_WRITEV : IORING_OP_READV);
@@ -253,7 +298,7 @@ static void transfer(struct pk_blk *b, struct request *r)
     }
     sqe->addr = (uint64_t)(uintptr_t)r->iov;
     sqe->len = r->iov_num;
-    sqe->off = r->sector * SECTOR;
+    sqe->off = r->at;
     if (is_write)
         sqe->rw_flags = (uint32_t)write_flags(b);
 }
@@ -264,7 +309,8 @@ static void flush(struct pk_blk *b, struct request *r)
         finish(b, r, VIRTIO_BLK_S_OK);
         return;
     }
-    struct io_uring_sqe *sqe = next_entry(b, r, IORING_OP_FSYNC);
+    r->fd = b->config.fd;
+    struct io_uring_sqe *sqe = b->config.overlay == NULL ? next_entry(b, r, IORING_OP_FSYNC) : NULL;
     if (sqe == NULL)
         finish_with(b, r, sync_data(b));
     else
@@ -511,9 +557,8 @@ static void begin_thread(void *device)
 {
     struct pk_blk *b = device;
 
-    /* Without io_uring (an old kernel, a container that forbids it) the thread does all itself, and
-     * with an overlay too: one request may be several transfers, in an order. */
-    if (b->config.no_uring || b->config.overlay != NULL || pk_uring_open(&b->ring, REQUESTS) < 0)
+    /* Without io_uring (an old kernel, a container that forbids it) the thread does all itself. */
+    if (b->config.no_uring || pk_uring_open(&b->ring, REQUESTS) < 0)
         b->ring = (struct pk_uring){.fd = -1};
     b->io.ready_fd = b->ring.fd;
 }
