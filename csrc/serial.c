@@ -64,8 +64,8 @@ struct pk_serial {
 
     uint8_t rx[RX_SIZE];
     uint32_t rx_head, rx_count;
-    uint8_t tx[TX_SIZE];
     uint32_t tx_head, tx_count;
+    uint8_t tx[TX_SIZE]; /* the last, for it is not cleared */
 };
 
 static void signal_event(int fd)
@@ -267,9 +267,10 @@ static int bus_access(void *device, uint64_t offset, uint32_t size, int is_write
 int pk_serial_create(struct pk_bus *bus, uint64_t base, int vm_fd, uint32_t gsi,
                      struct pk_serial **ret)
 {
-    struct pk_serial *s = calloc(1, sizeof(*s));
+    struct pk_serial *s = malloc(sizeof(*s));
     if (s == NULL)
         return -ENOMEM;
+    memset(s, 0, offsetof(struct pk_serial, tx));
     pthread_mutex_init(&s->lock, NULL);
     s->vm_fd = vm_fd;
     s->gsi = gsi;

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pykvm import aml, layout
 from pykvm.devices.cmos import Register
@@ -105,15 +106,17 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
     return bytes(data)
 
 
+@lru_cache(maxsize=16)
 def build(
     cpus: int,
     *,
-    apic_ids: Sequence[int] | None = None,
-    serial: Sequence[tuple[int, int]] = ((layout.PORT_COM1, layout.IRQ_COM1),),
-    virtio_mmio: Sequence[tuple[int, int, int]] = (),
-    pci: Sequence[tuple[int, int]] | None = None,
+    apic_ids: tuple[int, ...] | None = None,
+    serial: tuple[tuple[int, int], ...] = ((layout.PORT_COM1, layout.IRQ_COM1),),
+    virtio_mmio: tuple[tuple[int, int, int], ...] = (),
+    pci: tuple[tuple[int, int], ...] | None = None,
 ) -> bytes:
-    """Return all tables as they lie at `layout.ACPI_TABLES`, the RSDP first.
+    """Return all tables as they lie at `layout.ACPI_TABLES`, the RSDP first. They are kept, for the
+    next machine with the same arguments.
 
     `apic_ids` has one id a CPU (default: 0, 1, 2 …), `serial` a (port, irq) a UART, `virtio_mmio` a
     (gpa, size, gsi) a device, `pci` a (slot, gsi) a device on a PCI bus, which None leaves out.
@@ -150,14 +153,11 @@ def place(
     memory: GuestMemory,
     cpus: int,
     *,
-    apic_ids: Sequence[int] | None = None,
-    serial: Sequence[tuple[int, int]] = ((layout.PORT_COM1, layout.IRQ_COM1),),
-    virtio_mmio: Sequence[tuple[int, int, int]] = (),
-    pci: Sequence[tuple[int, int]] | None = None,
+    virtio_mmio: tuple[tuple[int, int, int], ...] = (),
+    pci: tuple[tuple[int, int], ...] | None = None,
 ) -> int:
     """Write the tables into guest memory; return the gpa of the RSDP. Arguments as in `build()`."""
-    blob = build(cpus, apic_ids=apic_ids, serial=serial, virtio_mmio=virtio_mmio, pci=pci)
-    memory.write(layout.ACPI_TABLES, blob)
+    memory.write(layout.ACPI_TABLES, build(cpus, virtio_mmio=virtio_mmio, pci=pci))
     return layout.ACPI_TABLES
 
 

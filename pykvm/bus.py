@@ -6,25 +6,31 @@ Read csrc/bus.c for the devices that never get here.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 
 from pykvm.devices.base import Device, all_ones
 from pykvm.errors import ConfigError
+
+Range = tuple[int, int, Device, int]  # base, end, device, and where its offset 0 is
 
 
 class Bus:
     """Ranges of one address space, none overlapping. Changed only while no vCPU runs."""
 
-    def __init__(self, space: str) -> None:
+    def __init__(self, space: str, devices: Iterable[tuple[int, int, Device]] = ()) -> None:
+        """`devices` are there from the beginning: base, size and device of each, as for `add`."""
         self.space = space  # "port" or "mmio", for messages
-        self._starts: list[int] = []
-        # (base, end, device, where its offset 0 is), by base
-        self._ranges: list[tuple[int, int, Device, int]] = []
+        self._ranges: list[Range] = sorted(
+            [(base, base + size, device, base) for base, size, device in devices]
+        )
+        self._starts = [base for base, _, _, _ in self._ranges]
 
     def add(self, base: int, size: int, device: Device) -> None:
         """Put `device` at [base, base + size). Raises `ConfigError` when the range is taken."""
-        for lower, end, other in self._overlapping(base, size, device):
+        taken = self._overlapping(base, size, device)
+        if taken:
+            lower, end, other, _ = taken[0]
             raise ConfigError(
                 f"{self.space} {base:#x} for {device.name}: {other.name} is there already "
                 f"([{lower:#x}, {end:#x})); choose another base"
@@ -34,9 +40,8 @@ class Bus:
     def replace(self, base: int, size: int, device: Device) -> None:
         """Put `device` at [base, base + size) in place of what is there; what a device that was
         there has outside that range stays its own."""
-        for lower, end, other in list(self._overlapping(base, size, device)):
+        for lower, end, other, origin in self._overlapping(base, size, device):
             at = self._starts.index(lower)
-            origin = self._ranges[at][3]
             del self._starts[at], self._ranges[at]
             if lower < base:
                 self._insert(lower, base, other, origin)
@@ -44,12 +49,14 @@ class Bus:
                 self._insert(base + size, end, other, origin)
         self._insert(base, base + size, device, base)
 
-    def _overlapping(
-        self, base: int, size: int, device: Device
-    ) -> Iterator[tuple[int, int, Device]]:
+    def _overlapping(self, base: int, size: int, device: Device) -> list[Range]:
+        """What is in [base, base + size) already."""
         if size <= 0 or base < 0:
             raise ConfigError(f"{self.space} range of {device.name}: base {base:#x}, size {size}")
-        return (r for r in self if base < r[1] and r[0] < base + size)
+        first, last = bisect_right(self._starts, base), bisect_left(self._starts, base + size)
+        if first and base < self._ranges[first - 1][1]:
+            first -= 1  # one that begins before, and ends in it
+        return self._ranges[first:last]
 
     def _insert(self, base: int, end: int, device: Device, origin: int) -> None:
         at = bisect_right(self._starts, base)

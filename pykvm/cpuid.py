@@ -7,8 +7,11 @@ Documentation/virt/kvm/x86/cpuid.rst. Feature names are those of Linux's /proc/c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
+
 from pykvm.errors import ConfigError
-from pykvm.kvm import CpuidEntry
+from pykvm.kvm import CpuidEntry, pack_cpuid
 from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
@@ -105,8 +108,20 @@ def parse_model(text: str) -> dict[str, bool]:
     return wanted
 
 
+@lru_cache(maxsize=64)
+def packed(
+    supported: tuple[CpuidEntry, ...], model: str, apic_id: int, cpus: int, tsc_deadline: bool
+) -> bytes:
+    """`build` as `Vcpu.set_cpuid` takes it, by ``--cpu`` as it was written. Kept, because it takes
+    longer than all else that Python does for a vCPU."""
+    features = parse_model(model)
+    return pack_cpuid(
+        build(supported, apic_id=apic_id, cpus=cpus, features=features, tsc_deadline=tsc_deadline)
+    )
+
+
 def build(
-    supported: list[CpuidEntry],
+    supported: Iterable[CpuidEntry],
     *,
     apic_id: int,
     cpus: int,

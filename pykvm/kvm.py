@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from itertools import starmap
 
 from pykvm import layout
 from pykvm._core import ffi, lib
@@ -17,11 +18,14 @@ from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import GuestMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any, Self
 
 CPUID_ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
 assert CPUID_ENTRY.size == ffi.sizeof("struct kvm_cpuid_entry2")
+
+IDENTITY_MAP = ffi.new("uint64_t *", layout.IDENTITY_MAP)
+PIT_CONFIG = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
 
 PROCESSOR_NAME = (0x8000_0002, 0x8000_0003, 0x8000_0004)  # CPUID functions: 16 characters each
 API_VERSION = 12  # the only one there is since Linux 2.6.22
@@ -47,7 +51,17 @@ class CpuidEntry(Record):
     edx: int
 
 
-_supported: dict[str, list[CpuidEntry]] = {}  # by /dev/kvm's path, what `Kvm.supported_cpuid` found
+def pack_cpuid(table: Iterable[CpuidEntry]) -> bytes:
+    """The rows as KVM has them: `struct kvm_cpuid_entry2`, one after the other."""
+    return b"".join(starmap(CPUID_ENTRY.pack, table))
+
+
+def unpack_cpuid(rows: bytes) -> list[CpuidEntry]:
+    """What `pack_cpuid` was given."""
+    return list(map(CpuidEntry._make, CPUID_ENTRY.iter_unpack(rows)))
+
+
+_supported: dict[str, tuple[CpuidEntry, ...]] = {}  # what `Kvm.supported_cpuid` found, by path
 
 
 class Kvm:
@@ -75,26 +89,25 @@ class Kvm:
         """How many vCPUs a VM may have."""
         return self.check_extension(lib.KVM_CAP_MAX_VCPUS) or 4  # api.rst: 4 when not told
 
-    def supported_cpuid(self) -> list[CpuidEntry]:
+    def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
         """What KVM and this host can offer a guest: KVM_GET_SUPPORTED_CPUID, and the processor's
         name, which that leaves empty. Asked once in a process: it is a third of what a VM costs."""
         if self._path not in _supported:
             _supported[self._path] = self._ask_supported_cpuid()
-        return _supported[self._path].copy()
+        return _supported[self._path]
 
-    def _ask_supported_cpuid(self) -> list[CpuidEntry]:
+    def _ask_supported_cpuid(self) -> tuple[CpuidEntry, ...]:
         count = 256
         table = ffi.new("struct kvm_cpuid2 *", {"entries": count})
         table.nent = count
         check(lib.pk_ioctl(self.fd, lib.KVM_GET_SUPPORTED_CPUID, table), "KVM_GET_SUPPORTED_CPUID")
-        rows = ffi.buffer(table.entries)[: table.nent * CPUID_ENTRY.size]
-        entries = [CpuidEntry._make(row) for row in CPUID_ENTRY.iter_unpack(rows)]
+        entries = unpack_cpuid(ffi.buffer(table.entries)[: table.nent * CPUID_ENTRY.size])
         registers = ffi.new("uint32_t[4]")
         for i, entry in enumerate(entries):
             if entry.function in PROCESSOR_NAME and entry[3:] == (0, 0, 0, 0):
                 lib.pk_cpuid(entry.function, 0, registers)
                 entries[i] = CpuidEntry._make((*entry[:3], *registers))
-        return entries
+        return tuple(entries)
 
     def msr_indices(self) -> list[int]:
         """The MSRs that KVM can save and restore (KVM_GET_MSR_INDEX_LIST)."""
@@ -141,15 +154,13 @@ class Vm:
         """The in-kernel PIC, IOAPIC, LAPICs and PIT. Before the first vCPU."""
         # VMX without unrestricted guest needs a page for the identity map and three for a TSS;
         # other hosts ignore both.
-        address = ffi.new("uint64_t *", layout.IDENTITY_MAP)
-        self.ioctl(lib.KVM_SET_IDENTITY_MAP_ADDR, address, "KVM_SET_IDENTITY_MAP_ADDR")
+        self.ioctl(lib.KVM_SET_IDENTITY_MAP_ADDR, IDENTITY_MAP, "KVM_SET_IDENTITY_MAP_ADDR")
         check(
             lib.pk_ioctl_val(self.fd, lib.KVM_SET_TSS_ADDR, layout.TSS),
             "KVM_SET_TSS_ADDR",
         )
         check(lib.pk_ioctl_val(self.fd, lib.KVM_CREATE_IRQCHIP, 0), "KVM_CREATE_IRQCHIP")
-        pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
-        self.ioctl(lib.KVM_CREATE_PIT2, pit, "KVM_CREATE_PIT2")
+        self.ioctl(lib.KVM_CREATE_PIT2, PIT_CONFIG, "KVM_CREATE_PIT2")
 
     def enable_x2apic_ids(self) -> None:
         """Let APIC ids be 32 bits wide: needed above 254 vCPUs. Before the first vCPU."""

@@ -70,9 +70,9 @@ else:
         def __new__(cls, *values, **named):
             if named or len(values) != len(cls._fields):
                 rest = cls._fields[len(values) :]
-                named = {n: v for n, v in cls._field_defaults.items() if n in rest} | named
-                values += tuple(named.pop(name) for name in rest if name in named)
-                if named or len(values) != len(cls._fields):
+                given = cls._field_defaults | named
+                values += tuple([given[name] for name in rest if name in given])
+                if len(values) != len(cls._fields) or not named.keys() <= set(rest):
                     raise TypeError(f"{cls.__name__} has other fields: {', '.join(cls._fields)}")
             self = super().__new__(cls, values)
             self.__post_init__()

@@ -16,6 +16,7 @@ import errno
 import os
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
@@ -52,7 +53,6 @@ from pykvm.watch import Watcher
 if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
 
-    from pykvm.kvm import CpuidEntry
     from pykvm.snapshot.diff import Lineage
     from pykvm.snapshot.template import Template
     from pykvm.snapshot.trigger import ConsoleTrigger
@@ -99,7 +99,7 @@ class Machine:
     def __init__(self, config: MachineConfig, template: Template | None = None) -> None:
         """Boots what `config` says; with a `template`, goes on from there instead."""
         self.config = config
-        self.pio_bus = Bus("port")
+        self.pio_bus: Bus
         self.mmio_bus = Bus("mmio")
         self.virtio: list[MmioTransport | PciTransport] = []  # the devices, as the guest finds them
         self.virtio_console: VirtioConsole | None = None
@@ -146,10 +146,8 @@ class Machine:
     # ── the boot, in order ───────────────────────────────────────────────────────────────────
 
     def _boot(self) -> None:
-        from pykvm.boot import bios
-
         config = self.config
-        features = cpuid.parse_model(config.cpu)
+        cpuid.parse_model(config.cpu)  # before anything is made: it may be wrong
         image = open_image(config.kernel)
         spec = BootSpec(
             name=image.name,
@@ -167,9 +165,11 @@ class Machine:
         self.generation_id.place()
         self.entry = boot.load(image.data, self.memory, spec, config.protocol)
         if _calls_bios(self.entry):
+            from pykvm.boot import bios
+
             self._add_bios()
             self.entry = bios.install(self.memory, self.entry)
-        self._create_vcpus(self._cpuid(features))
+        self._create_vcpus(self._cpuid())
         x86.set_up_lapic(self.vcpus[0])
         x86.enter(self.vcpus[0], self.memory, self.entry)
 
@@ -184,23 +184,26 @@ class Machine:
 
     def _build(self, memory: GuestMemory) -> dict[str, Any]:
         """All but what a kernel brings along; returns where the virtio devices are."""
-        own = self._resources
-        self.memory = own.enter_context(memory)
+        own = self._resources.callback
+        self.memory = memory
+        own(memory.close)
         self.memory.devices = self.mmio_bus
-        self.kvm = own.enter_context(Kvm())
+        self.kvm = Kvm()
+        own(self.kvm.close)
         self._check_cpus()
-        self.vm = own.enter_context(Vm(self.kvm))
+        self.vm = Vm(self.kvm)
+        own(self.vm.close)
         self.vm.map_memory(self.memory)
         self.vm.create_irqchip()
         if self.config.cpus > XAPIC_IDS:
             self.vm.enable_x2apic_ids()
-        self.requests = own.enter_context(Requests(self.parking))
+        self.requests = Requests(self.parking)
+        own(self.requests.close)
         self._add_devices()
         return self._add_virtio()
 
     def _check_cpus(self) -> None:
-        most = self.kvm.max_vcpus
-        if self.config.cpus > most:
+        if self.config.cpus > 1 and self.config.cpus > (most := self.kvm.max_vcpus):
             raise ConfigError(
                 f"--cpus: {self.config.cpus} is more than the {most} vCPUs that this host's KVM "
                 f"gives a machine; try --cpus {min(most, os.cpu_count() or 1)}"
@@ -220,19 +223,23 @@ class Machine:
             on_poweroff=lambda: self._finish(Reason.POWEROFF), irq=line(layout.IRQ_SCI)
         )
         low = self.memory.low_end
-        add = self.pio_bus.add
-        add(layout.PORT_COM1, 8, self.serial)
-        add(layout.PORT_I8042, 5, I8042(self._on_reset, line(layout.IRQ_KEYBOARD)))
         clock = Cmos(low, line(layout.IRQ_RTC), high_memory_size=self.memory.size - low)
         self._resources.callback(clock.close)
-        add(layout.PORT_RTC, 2, clock)
-        add(layout.PORT_POST, 1, Post())
-        add(layout.PORT_DEBUG_EXIT, 4, DebugExit(self._on_exit_code))
-        add(layout.PORT_EXIT_CODE, 1, ExitCode(self._on_exit_code))
-        add(layout.PORT_SNAPSHOT, 1, SnapshotPort(self._on_snapshot_request, self))
-        add(layout.PORT_PVPANIC, 1, PvPanic(self._on_panic_event))
-        add(layout.PORT_FW_CFG, 2, FwCfg(self.config.cpus, self.memory.size))
-        add(layout.PORT_PM1A_EVENT, 8, self.power)
+        self.pio_bus = Bus(
+            "port",
+            [
+                (layout.PORT_I8042, 5, I8042(self._on_reset, line(layout.IRQ_KEYBOARD))),
+                (layout.PORT_RTC, 2, clock),
+                (layout.PORT_POST, 1, Post()),
+                (layout.PORT_DEBUG_EXIT, 4, DebugExit(self._on_exit_code)),
+                (layout.PORT_COM1, 8, self.serial),
+                (layout.PORT_PVPANIC, 1, PvPanic(self._on_panic_event)),
+                (layout.PORT_FW_CFG, 2, FwCfg(self.config.cpus, self.memory.size)),
+                (layout.PORT_EXIT_CODE, 1, ExitCode(self._on_exit_code)),
+                (layout.PORT_SNAPSHOT, 1, SnapshotPort(self._on_snapshot_request, self)),
+                (layout.PORT_PM1A_EVENT, 8, self.power),
+            ],
+        )
         self.generation_id = GenerationId(self.memory, lambda: self.power.raise_event(GPE_NEW_ID))
 
     def _add_virtio(self) -> dict[str, Any]:
@@ -260,22 +267,17 @@ class Machine:
         )
         self.pio_bus.add(layout.PORT_BIOS_CALL, 4, services)
 
-    def _cpuid(self, features: dict[str, bool]) -> Iterator[list[CpuidEntry]]:
+    def _cpuid(self) -> Iterator[bytes]:
         """What CPUID tells the guest, one table for each vCPU."""
-        supported = self.kvm.supported_cpuid()
+        supported, config = self.kvm.supported_cpuid(), self.config
         tsc_deadline = bool(self.kvm.check_extension(lib.KVM_CAP_TSC_DEADLINE_TIMER))
-        for index in range(self.config.cpus):
-            yield cpuid.build(
-                supported,
-                apic_id=index,
-                cpus=self.config.cpus,
-                features=features,
-                tsc_deadline=tsc_deadline,
-            )
+        for index in range(config.cpus):
+            yield cpuid.packed(supported, config.cpu, index, config.cpus, tsc_deadline)
 
-    def _create_vcpus(self, cpuids: Iterable[list[CpuidEntry]]) -> None:
+    def _create_vcpus(self, cpuids: Iterable[bytes]) -> None:
         for index, table in enumerate(cpuids):
-            vcpu = self._resources.enter_context(Vcpu(self.kvm, self.vm, index, self._c_bus))
+            vcpu = Vcpu(self.kvm, self.vm, index, self._c_bus)
+            self._resources.callback(vcpu.close)
             vcpu.set_cpuid(table)
             x86.set_memory_types(vcpu)
             self.vcpus.append(vcpu)
@@ -353,14 +355,14 @@ class Machine:
         if self.debugger and self.config.wait_gdb:
             self.debugger.wait()
         started = time.monotonic()
-        threads = self._start_vcpus()
         try:
+            self._start_vcpus()
             self._watcher.watch()
         finally:
             self._finish(Reason.QUIT)  # only counts when an exception brought us here
             self.parking.release(range(len(self.vcpus)))  # those that a debugger holds
             self.serial.stop_waiting()
-            self._join(threads)
+            self._join()
             if tracer is not None:
                 tracer.stop()
             self.requests.end()
@@ -381,25 +383,25 @@ class Machine:
         """End the run from any thread, a device or a signal handler."""
         self._finish(reason, code)
 
-    def _start_vcpus(self) -> list[threading.Thread]:
-        threads = [
-            threading.Thread(
-                target=self._vcpu_thread, args=(vcpu,), name=f"vcpu{vcpu.id}", daemon=True
-            )
-            for vcpu in self.vcpus
-        ]
-        self.parking.open(len(threads))
-        for thread in threads:
-            thread.start()
-        return threads
+    def _start_vcpus(self) -> None:
+        """Start a thread for each vCPU; `parking` knows when they have ended.
 
-    def _join(self, threads: list[threading.Thread]) -> None:
+        Not `threading.Thread`, whose `start` waits until the thread has begun: that would be a
+        tenth of the time from a machine's configuration to its first exit.
+        """
+        for vcpu in self.vcpus:
+            self.parking.enter()
+            try:
+                start_new_thread(self._vcpu_thread, (vcpu,))
+            except RuntimeError:  # the host has no room for it
+                self.parking.leave()
+                raise
+
+    def _join(self) -> None:
         """Wait for vCPU threads that have been kicked. Raises as `_expect_vcpus`."""
         kicked = time.monotonic()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(1.0)
-                self._expect_vcpus(kicked)
+        while not self.parking.is_empty(wait_s=1.0):
+            self._expect_vcpus(kicked)
 
     def _expect_vcpus(self, kicked: float) -> None:
         """Raise `KvmError` when a vCPU is in the guest long after it was kicked, at `kicked`: else

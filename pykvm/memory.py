@@ -17,7 +17,7 @@ from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Final, Self
+    from typing import Any, Final, Self
 
     from pykvm.bus import Bus
     from pykvm.debug.memorymap import MemoryMap
@@ -70,6 +70,7 @@ class GuestMemory:
             result = lib.pk_mem_map(base, size, *hole, prefault, self.handle)
         check(result, f"memfd of {size} bytes for guest memory", "try a smaller --memory")
         self.size = size
+        self.low_end = int(self.handle.low_size)  # the first gpa after low memory
         self.placed: list[tuple[int, int, str]] = []  # what the loader put where: gpa, end, what
         self.vcpu: Vcpu | None = None  # whose page tables `walk` follows unless told
         self.devices: Bus | None = None  # what answers where memory is not, for `map`
@@ -87,11 +88,6 @@ class GuestMemory:
         low = Region(0, self.handle.low_size)
         high = Region(self.handle.high_base, self.size - low.size)
         return (low, high) if high.size else (low,)
-
-    @property
-    def low_end(self) -> int:
-        """The first gpa after low memory."""
-        return int(self.handle.low_size)
 
     def contains(self, gpa: int, size: int = 1) -> bool:
         """Whether all of [gpa, gpa + size) is guest memory."""
@@ -114,11 +110,15 @@ class GuestMemory:
 
     def view(self, gpa: int, size: int) -> memoryview:
         """A writable view of the guest's bytes, no copy. Raises `GuestMemoryError`."""
+        return memoryview(ffi.buffer(self._hva(gpa, size), size)).cast("B")
+
+    def _hva(self, gpa: int, size: int) -> Any:
+        """The host's address of the guest's bytes. Raises `GuestMemoryError`."""
         fits = 0 <= gpa <= GPA_MAX and 0 <= size <= GPA_MAX
         hva = lib.pk_mem_ptr(self.handle, gpa, size) if fits else ffi.NULL
         if hva == ffi.NULL:
             raise GuestMemoryError(f"[{gpa:#x}, {gpa + size:#x}) is not guest memory")
-        return memoryview(ffi.buffer(hva, size)).cast("B")
+        return hva
 
     def read(self, gpa: int, size: int) -> bytes:
         """Copy `size` bytes out. Raises `GuestMemoryError`."""
@@ -126,11 +126,11 @@ class GuestMemory:
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` in. Raises `GuestMemoryError`, having written nothing."""
-        view = self.view(gpa, len(data))
+        hva = self._hva(gpa, len(data))
         if len(data) >= PWRITE_SIZE and not self.is_private:
             written = os.pwrite(self.handle.fd, data, self._offset(gpa))
-            view, data = view[written:], data[written:]
-        view[:] = data
+            hva, data = hva + written, data[written:]
+        ffi.memmove(hva, data, len(data))
 
     def write_from(self, gpa: int, file: int, offset: int, size: int) -> None:
         """Copy `size` bytes at `offset` of the file descriptor `file` in: the fastest way for many.

@@ -23,15 +23,21 @@ class Parking:
         self._running = 0
         self._held: set[int] = set()  # vCPUs that a debugger keeps out of the guest
 
-    def open(self, threads: int) -> None:
-        """So many vCPU threads are about to start."""
-        self._running, self._parked = threads, 0
+    def enter(self) -> None:
+        """A vCPU's thread is about to start."""
+        with self._changed:
+            self._running += 1
 
     def leave(self) -> None:
         """On a vCPU's thread: it ends."""
         with self._changed:
             self._running -= 1
             self._changed.notify_all()
+
+    def is_empty(self, wait_s: float) -> bool:
+        """Whether every vCPU's thread has ended, after at most `wait_s` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running, wait_s)
 
     def begin_pause(self) -> None:
         """Call all vCPUs out of the guest, until `end_pause`. Any thread."""

@@ -17,7 +17,7 @@ from pykvm.parking import Parking
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
-    from typing import Self, TypeVar
+    from typing import TypeVar
 
     T = TypeVar("T")
 
@@ -29,13 +29,12 @@ class Requests:
         self._parking = parking
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._calls: deque[tuple[Callable[[], None], bool]] = deque()
-        self._runner: threading.Thread | None = None  # the thread of `run`
+        self._runner: int | None = None  # the thread of `run`
         self._lock = threading.RLock()  # _runner; reentrant: a signal handler may ask
 
     def begin(self) -> None:
         """This thread makes the calls from now on."""
-        self._runner = threading.current_thread()
-        self._clear()  # of the run before
+        self._runner = threading.get_ident()
 
     def end(self) -> None:
         """Make the calls that are left; then no thread does."""
@@ -72,7 +71,7 @@ class Requests:
         return call() if answer is None else answer.result()
 
     def _ask(self, call: Callable[[], T]) -> Future[T] | None:
-        if self._runner in (None, threading.current_thread()):
+        if self._runner in (None, threading.get_ident()):
             return None
         from concurrent.futures import Future
 
@@ -91,8 +90,8 @@ class Requests:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.wake_fd)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.wake_fd)
+    def close(self) -> None:
+        """Close the eventfd. Safe to call twice."""
+        if self.wake_fd >= 0:
+            os.close(self.wake_fd)
+            self.wake_fd = -1

@@ -6,23 +6,30 @@ answer itself never arrives here (csrc/vcpu.c). Read docs/architecture.md, "The 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from itertools import starmap
 
 from pykvm._core import ffi, lib
 from pykvm.bus import Bus
 from pykvm.errors import check
-from pykvm.kvm import CPUID_ENTRY, CpuidEntry, Kvm, Vm
+from pykvm.kvm import CPUID_ENTRY, Kvm, Vm
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from typing import Any, Self
+    from typing import Any, Final, Self
 
     from pykvm.debug.view import Registers
 
 PIO: int = lib.PK_EXIT_PIO
 MMIO: int = lib.PK_EXIT_MMIO
 KICK: int = lib.PK_EXIT_KICK
+
+# struct kvm_msrs and struct kvm_cpuid2 begin alike: how many entries there are.
+TABLE_HEAD: Final = struct.Struct("<I4x")
+assert TABLE_HEAD.size == ffi.sizeof("struct kvm_msrs") == ffi.sizeof("struct kvm_cpuid2")
+MSR_ENTRY: Final = struct.Struct("<I4xQ")  # struct kvm_msr_entry
+assert MSR_ENTRY.size == ffi.sizeof("struct kvm_msr_entry")
 
 GENERAL_REGISTERS = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
@@ -42,7 +49,7 @@ class Vcpu:
         self.handle = ffi.new("struct pk_vcpu *")
         check(lib.pk_vcpu_create(kvm.fd, vm.fd, id, c_bus, self.handle), f"KVM_CREATE_VCPU({id})")
         self.fd: int = self.handle.fd
-        self.cpuid: list[CpuidEntry] = []  # as it was set
+        self.cpuid = b""  # as it was set
 
     # ── running ──────────────────────────────────────────────────────────────────────────────
 
@@ -166,31 +173,38 @@ class Vcpu:
         values: dict[int, int] = {}
         wanted = list(indices)
         while wanted:
-            table = _msr_table([(index, 0) for index in wanted])
-            done = check(lib.pk_ioctl(self.fd, lib.KVM_GET_MSRS, table), "KVM_GET_MSRS")
-            values.update((e.index, e.data) for e in table.entries[0:done])
-            wanted = wanted[done + 1 :]  # KVM stops at the first it cannot read
+            rows = self.get_msr_rows(wanted)
+            values.update(MSR_ENTRY.iter_unpack(rows))
+            wanted = wanted[len(rows) // MSR_ENTRY.size + 1 :]  # KVM stops at the first it cannot
         return values
 
     def set_msrs(self, values: dict[int, int]) -> list[int]:
         """Set MSRs; returns the indices that KVM refused."""
         refused: list[int] = []
-        wanted = list(values.items())
-        while wanted:
-            done = check(
-                lib.pk_ioctl(self.fd, lib.KVM_SET_MSRS, _msr_table(wanted)), "KVM_SET_MSRS"
-            )
-            refused += [index for index, _ in wanted[done : done + 1]]
-            wanted = wanted[done + 1 :]
+        rows = pack_msrs(values)
+        while rows:
+            rows = rows[self.set_msr_rows(rows) * MSR_ENTRY.size :]
+            refused += [index for index, _ in MSR_ENTRY.iter_unpack(rows[: MSR_ENTRY.size])]
+            rows = rows[MSR_ENTRY.size :]
         return refused
 
-    def set_cpuid(self, entries: list[CpuidEntry]) -> None:
-        """What CPUID tells the guest. Before the first run."""
-        self.cpuid = entries
-        table = ffi.new("struct kvm_cpuid2 *", {"entries": len(entries)})
-        table.nent = len(entries)
-        ffi.buffer(table.entries)[:] = b"".join(starmap(CPUID_ENTRY.pack, entries))
-        self._set(lib.KVM_SET_CPUID2, table, "KVM_SET_CPUID2")
+    def get_msr_rows(self, indices: Iterable[int]) -> bytes:
+        """The given MSRs up to the first that this vCPU does not have, as KVM has them."""
+        rows = pack_msrs(dict.fromkeys(indices, 0))
+        table = ffi.new("uint8_t[]", _table(rows, MSR_ENTRY.size))
+        done = check(lib.pk_ioctl(self.fd, lib.KVM_GET_MSRS, table), "KVM_GET_MSRS")
+        return bytes(ffi.buffer(table)[TABLE_HEAD.size :][: done * MSR_ENTRY.size])
+
+    def set_msr_rows(self, rows: bytes) -> int:
+        """Set MSRs, as `pack_msrs` makes them, up to the first that KVM refuses; returns how many
+        that were."""
+        table = _table(rows, MSR_ENTRY.size)
+        return check(lib.pk_ioctl(self.fd, lib.KVM_SET_MSRS, table), "KVM_SET_MSRS")
+
+    def set_cpuid(self, rows: bytes) -> None:
+        """What CPUID tells the guest, as `kvm.pack_cpuid` makes it. Before the first run."""
+        self.cpuid = rows
+        self._set(lib.KVM_SET_CPUID2, _table(rows, CPUID_ENTRY.size), "KVM_SET_CPUID2")
 
     # ── registers by name ────────────────────────────────────────────────────────────────────
 
@@ -245,9 +259,11 @@ class Vcpu:
         self.close()
 
 
-def _msr_table(values: list[tuple[int, int]]) -> Any:
-    table = ffi.new("struct kvm_msrs *", {"entries": len(values)})
-    table.nmsrs = len(values)
-    for entry, (index, data) in zip(table.entries[0 : len(values)], values, strict=True):
-        entry.index, entry.data = index, data
-    return table
+def pack_msrs(values: Mapping[int, int]) -> bytes:
+    """MSRs by index, as KVM has them: `struct kvm_msr_entry`, one after the other."""
+    return b"".join(starmap(MSR_ENTRY.pack, values.items()))
+
+
+def _table(rows: bytes, size: int) -> bytes:
+    """A `struct kvm_msrs` or `struct kvm_cpuid2` of `rows`, each of `size` bytes."""
+    return TABLE_HEAD.pack(len(rows) // size) + rows

@@ -7,12 +7,14 @@ Management", ch. 4 "Paging", ch. 9 "Processor Management and Initialization". Re
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from pykvm import layout
+from pykvm._core import ffi
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import GuestMemory
-from pykvm.vcpu import Vcpu
+from pykvm.vcpu import Vcpu, pack_msrs
 
 if TYPE_CHECKING:
     from typing import Any, Final
@@ -35,8 +37,19 @@ BOOT_DS: Final = 0x18
 TYPE_CODE: Final = 0xB  # execute/read, accessed
 TYPE_DATA: Final = 0x3  # read/write, accessed
 
+
+def _flat(selector: int, type: int, **size: int) -> Any:
+    """A segment of 4 GiB from 0; its `size` is db (32 bits) or l (64 bits)."""
+    fields = {"selector": selector, "type": type, "limit": 0xFFFF_FFFF}
+    return ffi.new("struct kvm_segment *", {**fields, "present": 1, "s": 1, "g": 1, **size})[0]
+
+
+CODE_32: Final = _flat(BOOT_CS, TYPE_CODE, db=1)
+CODE_64: Final = _flat(BOOT_CS, TYPE_CODE, l=1)
+DATA: Final = _flat(BOOT_DS, TYPE_DATA, db=1)
+
 MSR_MTRR_DEF_TYPE: Final = 0x2FF
-MTRR_ENABLE_WRITE_BACK: Final = 1 << 11 | 6
+MEMORY_TYPES: Final = pack_msrs({MSR_MTRR_DEF_TYPE: 1 << 11 | 6})  # enabled; write-back
 
 LAPIC_SPURIOUS: Final = 0x0F0  # offsets of the local APIC's registers
 LAPIC_LINT0: Final = 0x350
@@ -55,28 +68,27 @@ def enter(vcpu: Vcpu, memory: GuestMemory, entry: Entry) -> None:
             segment = getattr(sregs, name)
             segment.selector, segment.base = selector, selector << 4
     else:
-        _set_flat_segments(sregs, long=entry.mode is CpuMode.LONG)
-        _write_gdt(memory, sregs)
+        long = entry.mode is CpuMode.LONG
+        sregs.cs = CODE_64 if long else CODE_32
+        sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = DATA
+        table = _gdt(long)
+        memory.write(layout.GDT, table)
+        sregs.gdt.base, sregs.gdt.limit = layout.GDT, len(table) - 1
         sregs.cr0 = CR0_PE | CR0_ET
     if entry.mode is CpuMode.LONG:
-        sregs.cr3 = _write_identity_map(memory)
+        memory.write(layout.PAGE_TABLES, _identity_map())
+        sregs.cr3 = layout.PAGE_TABLES
         sregs.cr4 |= CR4_PAE
         sregs.cr0 |= CR0_PG
         sregs.efer |= EFER_LME | EFER_LMA
     vcpu.set_sregs(sregs)
-
-    regs = vcpu.get_regs()
-    for name in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp"):
-        setattr(regs, name, entry.regs.get(name, 0))
-    regs.rsp = entry.regs.get("rsp", layout.BOOT_STACK)
-    regs.rip = entry.rip
-    regs.rflags = RFLAGS_RESERVED
-    vcpu.set_regs(regs)
+    start = {"rsp": layout.BOOT_STACK, **entry.regs, "rip": entry.rip, "rflags": RFLAGS_RESERVED}
+    vcpu.set_regs(ffi.new("struct kvm_regs *", start))
 
 
 def set_memory_types(vcpu: Vcpu) -> None:
     """Memory is write-back unless the guest says otherwise: what firmware would have set up."""
-    vcpu.set_msrs({MSR_MTRR_DEF_TYPE: MTRR_ENABLE_WRITE_BACK})
+    vcpu.set_msr_rows(MEMORY_TYPES)
 
 
 def set_up_lapic(vcpu: Vcpu) -> None:
@@ -96,20 +108,6 @@ def set_up_lapic(vcpu: Vcpu) -> None:
     vcpu.set_lapic(lapic)
 
 
-def _set_flat_segments(sregs: Any, *, long: bool) -> None:
-    """4 GiB segments from 0; the code segment is 64-bit in long mode."""
-    for name in ("cs", "ds", "es", "fs", "gs", "ss"):
-        segment = getattr(sregs, name)
-        code = name == "cs"
-        segment.base = 0
-        segment.limit = 0xFFFF_FFFF
-        segment.selector = BOOT_CS if code else BOOT_DS
-        segment.type = TYPE_CODE if code else TYPE_DATA
-        segment.present, segment.s, segment.g, segment.dpl = 1, 1, 1, 0
-        segment.l = 1 if code and long else 0
-        segment.db = 0 if code and long else 1
-
-
 def _descriptor(segment: Any) -> int:
     """The 8-byte segment descriptor of `segment` (Intel SDM vol. 3A §3.4.5)."""
     limit = segment.limit >> 12 if segment.g else segment.limit
@@ -125,26 +123,27 @@ def _descriptor(segment: Any) -> int:
     )
 
 
-def _write_gdt(memory: GuestMemory, sregs: Any) -> None:
-    """null, null, code, data: what the selectors in `sregs` name, for guests that reload them."""
-    table = (0, 0, _descriptor(sregs.cs), _descriptor(sregs.ds))
-    memory.write(layout.GDT, struct.pack("<4Q", *table))
-    sregs.gdt.base, sregs.gdt.limit = layout.GDT, len(table) * 8 - 1
+@lru_cache
+def _gdt(long: bool) -> bytes:
+    """null, null, code, data: what the selectors name, for guests that reload them."""
+    code = CODE_64 if long else CODE_32
+    return struct.pack("<4Q", 0, 0, _descriptor(code), _descriptor(DATA))
 
 
-def _write_identity_map(memory: GuestMemory) -> int:
-    """Map the first 4 GiB to themselves in 2 MiB pages; returns the gpa of the PML4.
+@lru_cache
+def _identity_map() -> bytes:
+    """Page tables for `layout.PAGE_TABLES` that map the first 4 GiB to themselves in 2 MiB pages.
 
     ::
 
         PML4[0] ──> PDPT[0..3] ──> 4 page directories of 512 entries, 2 MiB each
     """
-    pml4 = layout.PAGE_TABLES
-    pdpt = pml4 + 0x1000
+    pdpt = layout.PAGE_TABLES + 0x1000
     directories = pdpt + 0x1000
     flags = PAGE_PRESENT | PAGE_WRITABLE
-    memory.write(pml4, struct.pack("<Q", pdpt | flags))
-    memory.write(pdpt, struct.pack("<4Q", *(directories + i * 0x1000 | flags for i in range(4))))
     pages = range(flags | PAGE_LARGE, 4 << 30, 2 << 20)
-    memory.write(directories, struct.pack("<2048Q", *pages))
-    return pml4
+    return (
+        struct.pack("<Q4088x", pdpt | flags)
+        + struct.pack("<4Q4064x", *(directories + i * 0x1000 | flags for i in range(4)))
+        + struct.pack("<2048Q", *pages)
+    )

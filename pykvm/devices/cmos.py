@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from pykvm.devices.bytewide import ByteWide
 from pykvm.layout import GIB, KIB, MIB
@@ -86,6 +87,22 @@ ALARM_ANY: Final = 0xC0  # an alarm byte from here on matches everything
 _STATE: Final = struct.Struct("<Bdd128s")
 
 
+@lru_cache(maxsize=16)
+def _ram(memory_size: int, high_memory_size: int) -> bytes:
+    """What the RAM tells of a machine's memory, and of the battery."""
+    ram = bytearray(RAM_SIZE)
+    ram[Register.D] = 1 << 7
+    for register, size, value in (
+        (Register.BASE_KIB, 2, min(memory_size, 640 * KIB) // KIB),
+        (Register.EXTENDED_KIB, 2, min(max(memory_size - MIB, 0), 63 * MIB) // KIB),
+        (Register.EXTENDED_KIB_COPY, 2, min(max(memory_size - MIB, 0), 63 * MIB) // KIB),
+        (Register.ABOVE_16M, 2, min(max(memory_size - 16 * MIB, 0), 4 * GIB) // (64 * KIB)),
+        (Register.ABOVE_4G, 3, high_memory_size // (64 * KIB)),
+    ):
+        ram[register : register + size] = value.to_bytes(size, "little")
+    return bytes(ram)
+
+
 class Cmos(ByteWide):
     """Clock and RAM. The clock follows `now` (the host's, UTC, seconds), as shifted by the guest.
 
@@ -109,16 +126,7 @@ class Cmos(ByteWide):
         self._lock = threading.RLock()  # vCPU threads and the timer
         self._timer: threading.Timer | None = None
         self._raised = self._frozen = False
-        self._ram = bytearray(RAM_SIZE)
-        self._ram[Register.D] = 1 << 7
-        for register, size, value in (
-            (Register.BASE_KIB, 2, min(memory_size, 640 * KIB) // KIB),
-            (Register.EXTENDED_KIB, 2, min(max(memory_size - MIB, 0), 63 * MIB) // KIB),
-            (Register.EXTENDED_KIB_COPY, 2, min(max(memory_size - MIB, 0), 63 * MIB) // KIB),
-            (Register.ABOVE_16M, 2, min(max(memory_size - 16 * MIB, 0), 4 * GIB) // (64 * KIB)),
-            (Register.ABOVE_4G, 3, high_memory_size // (64 * KIB)),
-        ):
-            self._ram[register : register + size] = value.to_bytes(size, "little")
+        self._ram = bytearray(_ram(memory_size, high_memory_size))
         self.reset()
 
     def reset(self) -> None:
@@ -127,7 +135,7 @@ class Cmos(ByteWide):
             self.close()
             self._index = 0
             self._offset_s = 0.0  # guest time - host time
-            self._seen_s = self._time()  # flags in C tell of the seconds after this one
+            self._seen_s = self._now()  # flags in C tell of the seconds after this one
             self._ram[Register.A] = RATES
             self._ram[Register.B] = B.HOURS_24
             self._clear_c()

@@ -36,14 +36,8 @@ class FwCfg(Device):
     name = "fw_cfg"
 
     def __init__(self, cpus: int, memory_size: int) -> None:
-        self._items: dict[int, bytes] = {
-            Key.SIGNATURE: b"QEMU",
-            Key.ID: struct.pack("<I", 1),
-            Key.RAM_SIZE: struct.pack("<Q", memory_size),
-            Key.NB_CPUS: struct.pack("<H", cpus),
-            Key.MAX_CPUS: struct.pack("<H", cpus),
-            Key.FILE_DIR: struct.pack(">I", 0),
-        }
+        self._cpus = cpus
+        self._memory_size = memory_size
         self._key = 0
         self._at = 0
 
@@ -51,12 +45,28 @@ class FwCfg(Device):
         """Take the next byte. Other sizes and the selector read as 0, as on QEMU."""
         if (offset, size) != (DATA, 1):
             return 0
-        item = self._items.get(self._key, b"")
+        item = self._item()
         at = self._at
         if at >= len(item):
             return 0
         self._at = at + 1
         return item[at]
+
+    def _item(self) -> bytes:
+        """What is selected."""
+        match self._key:
+            case Key.SIGNATURE:
+                return b"QEMU"
+            case Key.ID:
+                return struct.pack("<I", 1)
+            case Key.RAM_SIZE:
+                return struct.pack("<Q", self._memory_size)
+            case Key.NB_CPUS | Key.MAX_CPUS:
+                return struct.pack("<H", self._cpus)
+            case Key.FILE_DIR:
+                return struct.pack(">I", 0)
+            case _:
+                return b""
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Select an item and go to its start. Data writes are not supported."""

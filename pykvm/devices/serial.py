@@ -15,7 +15,10 @@ from pykvm.errors import check
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
+
+TAKEN_MAX: Final = 1 << 16  # bytes: the whole transmit buffer
+uncleared: Final = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class Serial(Device):
@@ -31,7 +34,6 @@ class Serial(Device):
         self._takes = 0  # how often the transmit buffer was emptied
         self._ending = False
         self._late = bytearray()  # sent when the buffer was full and nobody would empty it
-        self._buffer = ffi.new("uint8_t[]", 1 << 16)
         self.output_fd: int = lib.pk_serial_event_fd(self._handle)
         self.input_fd: int = lib.pk_serial_input_fd(self._handle)
 
@@ -83,10 +85,11 @@ class Serial(Device):
 
     def take(self) -> bytes:
         """All that the guest has sent since the last call."""
-        count = lib.pk_serial_take(self._handle, self._buffer, len(self._buffer))
-        data = bytes(ffi.buffer(self._buffer, count))
+        buffer = uncleared("uint8_t[]", TAKEN_MAX)
+        count = lib.pk_serial_take(self._handle, buffer, TAKEN_MAX)
+        data = bytes(ffi.buffer(buffer, count))
         with self._room:
-            if self._late and count < len(self._buffer):
+            if self._late and count < TAKEN_MAX:
                 data += self._late
                 self._late.clear()
             self._takes += 1

@@ -20,7 +20,7 @@ from pykvm.bus import Bus
 from pykvm.devices.base import Device
 from pykvm.errors import KvmError
 from pykvm.guest_programs import path
-from pykvm.kvm import Kvm, Vm
+from pykvm.kvm import Kvm, Vm, pack_cpuid
 from pykvm.memory import GuestMemory
 from pykvm.vcpu import Vcpu
 
@@ -160,7 +160,7 @@ class ProbeGuest:
                 for index in range(cpus)
             ]
             for vcpu, table in zip(self.vcpus, self.cpuid, strict=True):
-                vcpu.set_cpuid(table)
+                vcpu.set_cpuid(pack_cpuid(table))
             self._sregs = self.vcpus[0].get_sregs()
             self._events = self.vcpus[0].get_events()
         except BaseException:

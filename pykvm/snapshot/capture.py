@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Final
 
 from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError
-from pykvm.kvm import CPUID_ENTRY, CpuidEntry
 from pykvm.snapshot.vcpu import PARTS, VcpuFormat, tsc_of
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def capture(machine: Machine) -> Parts:
     form = _format(machine)
     for vcpu in machine.vcpus:
         prefix = f"vcpu{vcpu.id}"
-        parts[f"{prefix}/cpuid"] = b"".join(CPUID_ENTRY.pack(*row) for row in vcpu.cpuid)
+        parts[f"{prefix}/cpuid"] = vcpu.cpuid
         for name, data in form.capture(vcpu).items():
             parts[f"{prefix}/{name}"] = data
     for name, chip in CHIPS.items():
@@ -176,9 +175,3 @@ def restore_device(device: Device, name: str, data: bytes) -> None:
         raise ConfigError(
             f"the device at {name} ({device.name}) cannot take the state saved for it: {error}"
         ) from None
-
-
-def cpuid_of(parts: Parts, vcpu: int) -> list[CpuidEntry]:
-    """The CPUID that a vCPU was captured with."""
-    rows = CPUID_ENTRY.iter_unpack(parts[f"vcpu{vcpu}/cpuid"])
-    return [CpuidEntry._make(row) for row in rows]

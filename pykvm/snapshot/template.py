@@ -12,6 +12,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Final
 
+from pykvm.kvm import unpack_cpuid
 from pykvm.memory import GuestMemory
 from pykvm.snapshot import capture, pages
 from pykvm.snapshot.diff import has_changed, inherited
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from pykvm.boot.entry import Entry
     from pykvm.config import MachineConfig
-    from pykvm.kvm import CpuidEntry
     from pykvm.machine import Machine
     from pykvm.snapshot.capture import Parts
     from pykvm.snapshot.diff import Lineage
@@ -69,9 +69,9 @@ class Template:
     # ── for Machine ──────────────────────────────────────────────────────────────────────────
 
     @property
-    def cpuid(self) -> list[list[CpuidEntry]]:
+    def cpuid(self) -> list[bytes]:
         """What CPUID tells the guest, a table for each vCPU."""
-        return [capture.cpuid_of(self.parts, index) for index in range(self.config.cpus)]
+        return [self.parts[f"vcpu{index}/cpuid"] for index in range(self.config.cpus)]
 
     def memory(self) -> GuestMemory:
         """Memory for a new machine."""
@@ -94,7 +94,7 @@ class Template:
     def fill(self, machine: Machine) -> Parts:
         """Give a new machine, its memory in place, the rest; returns what has no device yet."""
         if self.foreign:
-            check_cpuid(machine.kvm, self.cpuid[0])
+            check_cpuid(machine.kvm, unpack_cpuid(self.cpuid[0]))
         machine.generation = self.generation + 1
         machine.lineage = dict(self.lineage)
         machine.template = self.copy()

@@ -15,24 +15,18 @@ setting    CPUID first: it decides which bits the others accept. SREGS before LA
 from __future__ import annotations
 
 import errno
-import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pykvm._core import ffi, lib
 from pykvm.errors import KvmError, check
+from pykvm.vcpu import MSR_ENTRY, pack_msrs
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from pykvm.machine import Machine
     from pykvm.vcpu import Vcpu
 
 MSR_TSC: Final = 0x10
 MSR_TSC_DEADLINE: Final = 0x6E0
-MSR_ENTRY: Final = struct.Struct("<I4xQ")  # struct kvm_msr_entry
-MSRS_HEAD: Final = struct.Struct("<I4x")  # struct kvm_msrs
-assert MSR_ENTRY.size == ffi.sizeof("struct kvm_msr_entry")
-assert MSRS_HEAD.size == ffi.sizeof("struct kvm_msrs")
 TSS_BUSY: Final = 1 << 1  # of the type of a TSS
 FAR: Final = 1 << 40  # TSC ticks: some minutes
 U64: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -115,11 +109,10 @@ class VcpuFormat:
     def _read_msrs(self, vcpu: Vcpu) -> bytes:
         """As many as this vCPU has; those that it has not are forgotten for the next time."""
         while True:
-            table = _msr_table(b"".join(MSR_ENTRY.pack(index, 0) for index in self.msrs))
-            done = check(lib.pk_ioctl(vcpu.fd, lib.KVM_GET_MSRS, table), "KVM_GET_MSRS")
+            rows = vcpu.get_msr_rows(self.msrs)
+            done = len(rows) // MSR_ENTRY.size
             if done == len(self.msrs):
-                size = done * MSR_ENTRY.size
-                return bytes(ffi.buffer(table)[MSRS_HEAD.size : MSRS_HEAD.size + size])
+                return rows
             del self.msrs[done]
 
     # ── setting ──────────────────────────────────────────────────────────────────────────────
@@ -170,23 +163,16 @@ class VcpuFormat:
 
     def _set_msrs(self, vcpu: Vcpu, values: dict[int, int]) -> None:
         """Set MSRs. One that KVM refuses must have the wanted value already."""
-        entries = b"".join(MSR_ENTRY.pack(*item) for item in values.items())
-        while entries:
-            table = _msr_table(entries)
-            done = check(lib.pk_ioctl(vcpu.fd, lib.KVM_SET_MSRS, table), "KVM_SET_MSRS")
-            entries = entries[done * MSR_ENTRY.size :]
-            if entries:
-                index, wanted = MSR_ENTRY.unpack_from(entries)
+        rows = pack_msrs(values)
+        while rows:
+            rows = rows[vcpu.set_msr_rows(rows) * MSR_ENTRY.size :]
+            if rows:
+                index, wanted = MSR_ENTRY.unpack_from(rows)
                 if vcpu.get_msrs([index]).get(index) != wanted:
                     raise KvmError(f"KVM_SET_MSRS({index:#x}, {wanted:#x})", errno.EINVAL)
-                entries = entries[MSR_ENTRY.size :]
+                rows = rows[MSR_ENTRY.size :]
 
 
 def tsc_of(parts: dict[str, bytes]) -> int:
     """The TSC that a vCPU had when it was captured."""
     return int(dict(MSR_ENTRY.iter_unpack(parts["msrs"])).get(MSR_TSC, 0))
-
-
-def _msr_table(entries: bytes) -> Any:
-    """A `struct kvm_msrs` of so many entries (and a NUL byte, which cffi appends)."""
-    return ffi.new("uint8_t[]", MSRS_HEAD.pack(len(entries) // MSR_ENTRY.size) + entries)

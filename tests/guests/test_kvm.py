@@ -13,7 +13,7 @@ from pykvm._core import ffi, lib
 from pykvm.bus import Bus
 from pykvm.devices.base import FunctionDevice
 from pykvm.errors import KvmError
-from pykvm.kvm import Kvm, Vm
+from pykvm.kvm import Kvm, Vm, pack_cpuid
 from pykvm.memory import GuestMemory
 from pykvm.vcpu import GENERAL_REGISTERS, Vcpu
 
@@ -47,7 +47,7 @@ def memory(vm: Vm) -> Iterator[GuestMemory]:
 def vcpu(kvm: Kvm, vm: Vm, memory: GuestMemory) -> Iterator[Vcpu]:
     bus = lib.pk_bus_create()
     with Vcpu(kvm, vm, 0, bus) as vcpu:
-        vcpu.set_cpuid(kvm.supported_cpuid())
+        vcpu.set_cpuid(pack_cpuid(kvm.supported_cpuid()))
         yield vcpu
     vcpu.close()
     lib.pk_bus_destroy(bus)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pykvm import guest_programs
 from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError
+from pykvm.kvm import pack_cpuid, unpack_cpuid
 from pykvm.machine import Machine
 from pykvm.snapshot import format
 from pykvm.snapshot.load import load
@@ -130,13 +131,11 @@ def test_head_with_nonsense_in_it_is_refused(saved: Path, tmp_path: Path, field:
 
 def test_guest_that_was_promised_a_feature_of_another_processor_is_refused(saved: Path) -> None:
     with load(saved) as template:
-        rows = template.cpuid[0]
         promised = [
-            row._replace(ebx=row.ebx | 1 << 14) if row[:2] == (7, 0) else row for row in rows
+            row._replace(ebx=row.ebx | 1 << 14) if row[:2] == (7, 0) else row
+            for row in unpack_cpuid(template.cpuid[0])
         ]
-        from pykvm.kvm import CPUID_ENTRY
-
-        template.parts["vcpu0/cpuid"] = b"".join(CPUID_ENTRY.pack(*row) for row in promised)
+        template.parts["vcpu0/cpuid"] = pack_cpuid(promised)
         with pytest.raises(ConfigError, match="mpx"):
             template.machine()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -129,10 +128,7 @@ def test_a_vcpu_that_does_not_leave_the_guest_is_the_hosts_failure(
             vm.run(0.05)
         assert vcpu.handle.tid != 0  # still there
     leave()  # and what it uses is, too
-    for thread in threading.enumerate():
-        if thread.name == "vcpu0":
-            thread.join(20)
-            assert not thread.is_alive()
+    assert vm.parking.is_empty(wait_s=20)
 
 
 def test_ctrl_a_question_mark_shows_where_each_cpu_is() -> None:

@@ -103,7 +103,7 @@ def test_madt_lists_each_cpu_once_with_the_entry_its_id_needs(cpus: int) -> None
 
 
 def test_madt_gives_the_apic_ids_it_was_told() -> None:
-    entries = madt_entries(acpi.build(3, apic_ids=[0, 4, 300]))
+    entries = madt_entries(acpi.build(3, apic_ids=(0, 4, 300)))
     assert [e[3] for e in entries if e[0] == acpi.Madt.LOCAL_APIC] == [0, 4]
     assert [e[4:8] for e in entries if e[0] == acpi.Madt.LOCAL_X2APIC] == [b"\x2c\x01\0\0"]
 
@@ -114,7 +114,7 @@ def test_madt_overrides_the_sci_alone() -> None:
 
 
 def test_1024_cpus_and_32_devices_fit() -> None:
-    devices = [(0xD000_0000 + n * 0x1000, 0x1000, 5 + n % 8) for n in range(32)]
+    devices = tuple((0xD000_0000 + n * 0x1000, 0x1000, 5 + n % 8) for n in range(32))
     assert len(acpi.build(1024, virtio_mmio=devices)) <= ROOM
 
 
