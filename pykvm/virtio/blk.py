@@ -119,12 +119,17 @@ class Blk(VirtioDevice):
             "read_only": self.config.read_only,
             "unsafe": self.config.cache == "unsafe",
             "id": self.config.serial.encode().ljust(20, b"\0"),
-            "name": os.fsencode(self.config.path)[-255:],
+            "name": os.fsencode(self._name_for_log())[-255:],
             "limits": self.config.limits.for_c(),
             "overlay": self.overlay.handle if self.overlay is not None else ffi.NULL,
         }
         check(lib.pk_blk_create(ffi.new("struct pk_blk_config *", options), out), "memory")
         return out[0]
+
+    def _name_for_log(self) -> str:
+        """Both files, because either may fail."""
+        overlay = self.config.overlay
+        return f"{self.config.path},overlay={overlay}" if overlay else self.config.path
 
     # ── configuration ────────────────────────────────────────────────────────────────────────
 

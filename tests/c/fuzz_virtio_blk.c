@@ -18,15 +18,30 @@
 
 static int file = -1;
 
-/* With io_uring, where there is one, and without; past the page cache; not to be written. */
+/* With io_uring, where there is one, and without; past the page cache; not to be written; and the
+ * last one with an overlay. */
 static const struct pk_blk_config CONFIGS[] = {
     {.align = 1},
     {.align = 512, .no_uring = 1},
     {.align = 512, .unsafe = 1},
     {.align = 1, .read_only = 1, .limits = {.ops = 1000000000, .ops_burst = 1000000}},
+    {.align = 1},
 };
 #define DISKS (sizeof(CONFIGS) / sizeof(CONFIGS[0]))
 static struct pk_blk *disks[DISKS];
+
+static struct pk_overlay *new_overlay(void)
+{
+    struct pk_overlay_config config = {
+        .base_fd = file,
+        .fd = memfd_create("overlay", MFD_CLOEXEC),
+        .size = (SECTORS - 1) * 512,
+    };
+    struct pk_overlay *overlay;
+    CHECK_EQ(ftruncate(config.fd, SECTORS * 512), 0);
+    CHECK_EQ(pk_overlay_create(&config, &overlay), 0);
+    return overlay;
+}
 
 static void setup(void)
 {
@@ -39,6 +54,8 @@ static void setup(void)
         struct pk_blk_config config = CONFIGS[i];
         config.fd = file;
         config.sectors = SECTORS - 1;
+        if (i == DISKS - 1)
+            config.overlay = new_overlay();
         CHECK_EQ(pk_blk_create(&config, &disks[i]), 0);
     }
 }

@@ -1,0 +1,130 @@
+"""Disks that fail under a stock kernel: bad sectors from the device mapper, and kills of pykvm."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from stock import LIMIT_S, tool
+
+from pykvm.boot.kernels import fetch
+from pykvm.boot.modules import ORDER, initrd_files
+from pykvm.lab import Lab
+
+MIB = 1 << 20
+BAD = 8192  # the first of 8 bad sectors
+KILLS = 4
+
+# Blocks of the first 8 MiB hold their number once they are said to be flushed; behind them is fio.
+WRITER = r"""
+fio --name=x --filename=/dev/vda --offset=8m --size=8m --rw=randwrite --bs=4k --fsync=4 \
+    --ioengine=psync --time_based --runtime=900 --minimal >/dev/null &
+n=START
+while :; do
+    printf '%4096d' $n | busybox dd of=/dev/vda bs=4096 seek=$n conv=fsync,notrunc 2>/dev/null ||
+        exit 9
+    echo flushed $n
+    n=$((n + 1))
+done
+"""
+READER = r"""
+n=0
+while [ $n -le LAST ]; do
+    found=$(busybox dd if=/dev/vda bs=4096 skip=$n count=1 2>/dev/null)
+    [ "$found" = "$(printf '%4096d' $n)" ] || { echo block $n is lost; exit 8; }
+    n=$((n + 1))
+done
+echo all is there
+"""
+# Kills pykvm in the middle of whatever it does after $1 flushes.
+KILLER = r"""
+count=$1; shift
+"$@" </dev/null >out 2>err & pid=$!
+until [ "$(grep -c flushed out)" -ge $count ] || ! kill -0 $pid 2>/dev/null; do :; done
+kill -KILL $pid; wait $pid
+cat out err
+"""
+
+
+def boot_command(disk: str, script: str, *words: object) -> list[str]:
+    command = [sys.executable, "-m", "pykvm", "boot", fetch("6.12-cloud").image, "--any-host"]
+    for spec in ("/bin/busybox:/bin/sh", "/bin/busybox", tool("fio")):
+        command += ["--add", spec]
+    command += ["--disk", disk, *words, "--append", "console=ttyS0 quiet panic=-1"]
+    return list(map(str, [*command, "--", "sh", "-c", f"PATH=/bin:/usr/bin; {script}"]))
+
+
+@pytest.mark.parametrize("options", ["", ",cache=none", ",overlay=PATH"])
+def test_what_was_flushed_survives_kills_during_fio(lab: Lab, tmp_path: Path, options: str) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(16 * MIB)
+    spec = f"{disk}{options.replace('PATH', str(tmp_path / 'overlay'))}"
+    last = -1
+    for kill in range(KILLS):
+        writer = WRITER.replace("START", str(last + 1))
+        script = f"cd {tmp_path}\n{KILLER}"
+        command = ["sh", "-c", script, "sh", str(7 + 5 * kill), *boot_command(spec, writer)]
+        done = lab.run(command, timeout=LIMIT_S, writable=[str(tmp_path)])
+        said = done.stdout.decode(errors="replace")
+        numbers = re.findall(r"^flushed (\d+)\r?\n", said, re.MULTILINE)
+        assert len(numbers) >= 7 + 5 * kill, said
+        last = int(numbers[-1])
+    done = lab.run(
+        boot_command(spec, READER.replace("LAST", str(last))),
+        timeout=LIMIT_S,
+        writable=[str(tmp_path)],
+    )
+    assert b"all is there" in done.stdout, done
+    if "overlay" in options:
+        assert not any(disk.read_bytes())
+
+
+def test_bad_sectors_are_errors_that_say_which_request(lab: Lab, tmp_path: Path) -> None:
+    """dm-error has 8 sectors in the middle of one disk, dm-flakey all writes of another."""
+    image, folder = fetch("6.12-cloud"), tmp_path / "modules"
+    folder.mkdir()
+    files = initrd_files(image.modules, ["loop", "dm_mod", "dm_flakey"])
+    for name, data in files.items():
+        (folder / Path(name).name).write_bytes(data)
+    dmsetup = tool("dmsetup")
+    sectors = 16 * MIB // 512
+    bad = f"0 {BAD} linear /dev/loop0 0\n{BAD} 8 error\n"
+    bad += f"{BAD + 8} {sectors - BAD - 8} linear /dev/loop0 {BAD + 8}\n"
+    flakey = f"0 {sectors} flakey /dev/loop1 0 0 1 1 error_writes\n"
+    host = (
+        f"cd {folder}; for m in $(cat {ORDER}); do insmod $m; done; cd /tmp; "
+        "truncate -s 16M one two; losetup /dev/loop0 one; losetup /dev/loop1 two; "
+        f"printf '{bad}' | {dmsetup} create --noudevsync bad && "
+        f"printf '{flakey}' | {dmsetup} create --noudevsync flakey || exit 99; "
+        '"$@" 2>&1; echo code $?'
+    )
+    at = BAD * 512 // 4096
+    dd = "busybox dd bs=4096 count=1 2>/dev/null"
+    script = (
+        f"{dd} if=/dev/vda of=/dev/null iflag=direct skip={at - 1} && echo before;"
+        f"{dd} if=/dev/vda of=/dev/null iflag=direct skip={at} || echo bad read;"
+        f"{dd} if=/dev/vda of=/dev/null iflag=direct skip={at + 1} && echo after;"
+        f"{dd} if=/dev/zero of=/dev/vda seek={at} conv=fsync || echo bad flush;"
+        f"{dd} if=/dev/vdb of=/dev/null iflag=direct && echo good read;"
+        f"{dd} if=/dev/zero of=/dev/vdb oflag=direct || echo bad write;"
+        f"{dd} if=/dev/vdc of=/dev/null iflag=direct skip={at} || echo bad base;"
+        f"{dd} if=/dev/zero of=/dev/vdc oflag=direct seek={at} && echo good overlay;"
+        f"{dd} if=/dev/vdc of=/dev/null iflag=direct skip={at} && echo good base"
+    )
+    disks = ["--disk", "/dev/mapper/flakey,cache=none", "--disk", "/dev/mapper/bad,overlay=on"]
+    command = ["sh", "-c", host, "sh", *boot_command("/dev/mapper/bad", script, *disks)]
+    done = lab.run(command, timeout=LIMIT_S)
+    said = done.stdout.decode(errors="replace")
+    words = ["before", "bad read", "after", "bad flush", "good read", "bad write", "bad base"]
+    for word in (*words, "good overlay", "good base", "code 0"):
+        assert f"{word}\n" in said.replace("\r", ""), said + done.stderr.decode(errors="replace")
+    for request in (
+        f"/dev/mapper/bad: read, sector {BAD}, 4096 bytes",
+        "/dev/mapper/bad: flush, sector 0, 0 bytes",
+        "/dev/mapper/flakey: write, sector 0, 4096 bytes",
+        f"/dev/mapper/bad,overlay=on: read, sector {BAD}, 4096 bytes",
+    ):
+        assert f"--disk: {request}: Input/output error" in said
