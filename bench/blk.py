@@ -1,12 +1,13 @@
 """A disk under fio, in a distribution's kernel: pykvm beside QEMU's q35 and microvm.
 
-    pykvm lab -- python bench/blk.py KERNEL [--runtime S] [--rounds N] [--json FILE]
+    pykvm lab -- python bench/blk.py KERNEL [--overlay] [--runtime S] [--rounds N] [--json FILE]
 
 The same kernel, initrd and command line, and one file: in memory (/dev/shm), because what is
 measured is the way of a request and not a disk. QEMU has an I/O thread and io_uring, as pykvm does.
 The guest finds fio on a second, read-only disk made here (mke2fs) from the host's own, and runs the
-jobs of `JOBS` one after another, each past the guest's page cache. Where /dev/kvm runs Linux,
-`pykvm lab --` can be left out. Needs fio, busybox and e2fsprogs.
+jobs of `JOBS` one after another, each past the guest's page cache. With --overlay the second pair
+is an overlay that is dropped, and QEMU's snapshot=on. Where /dev/kvm runs Linux, `pykvm lab --` can
+be left out. Needs fio, busybox and e2fsprogs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import sysconfig
 import tempfile
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -97,9 +99,8 @@ def figures(words: list[object]) -> tuple[float, ...]:
     return *iops, *latency
 
 
-def qemu_disk(bus: str, number: int, path: Path, *, read_only: bool = False) -> list[str]:
-    drive = f"if=none,id=d{number},format=raw,file={path},cache=writeback,aio=io_uring"
-    drive += ",readonly=on" if read_only else ""
+def qemu_disk(bus: str, number: int, path: Path, options: str = "") -> list[str]:
+    drive = f"if=none,id=d{number},format=raw,file={path},cache=writeback,aio=io_uring{options}"
     return ["-drive", drive, "-device", f"virtio-blk-{bus},drive=d{number},iothread=io"]
 
 
@@ -117,17 +118,28 @@ def run(args: Namespace) -> tuple[dict[str, Samples], list[Bar]]:
         )
         pykvm: list[object] = [os.path.join(sysconfig.get_path("scripts"), "pykvm"), "boot"]
         pykvm += [args.kernel, "--initrd", archive, "--append", CMDLINE, "-m", f"{MEMORY_MIB}M"]
-        pykvm += ["--disk", disk, "--disk", f"{tools},ro"]
         qemu = [*QEMU, "-kernel", args.kernel, "-initrd", archive, "-append", CMDLINE]
         qemu += ["-m", str(MEMORY_MIB), "-object", "iothread,id=io"]
-        pci = qemu_disk("pci", 0, disk) + qemu_disk("pci", 1, tools, read_only=True)
-        mmio = qemu_disk("device", 0, disk) + qemu_disk("device", 1, tools, read_only=True)
-        rivals = {
-            "pykvm, pci": partial(figures, [*pykvm, "--transport", "pci"]),
-            "pykvm, mmio": partial(figures, [*pykvm, "--transport", "mmio"]),
-            "QEMU q35": partial(figures, [*qemu, "-M", "q35", *pci]),
-            "QEMU microvm": partial(figures, [*qemu, "-M", "microvm,rtc=on", *mmio]),
-        }
+
+        def ours(transport: str, options: str = "") -> Callable[[], tuple[float, ...]]:
+            disks = ["--disk", f"{disk}{options}", "--disk", f"{tools},ro"]
+            return partial(figures, [*temporary, *pykvm, *disks, "--transport", transport])
+
+        def theirs(machine: str, bus: str, options: str = "") -> Callable[[], tuple[float, ...]]:
+            disks = qemu_disk(bus, 0, disk, options) + qemu_disk(bus, 1, tools, ",readonly=on")
+            return partial(figures, [*temporary, *qemu, "-M", machine, *disks])
+
+        temporary = ["env", f"TMPDIR={folder}"]  # for what is dropped
+        rivals = {"pykvm, pci": ours("pci"), "QEMU q35": theirs("q35", "pci")}
+        pairs = [("pykvm, pci", "QEMU q35")]
+        if args.overlay:
+            rivals["pykvm, overlay=on"] = ours("pci", ",overlay=on")
+            rivals["QEMU, snapshot=on"] = theirs("q35", "pci", ",snapshot=on")
+            pairs.append(("pykvm, overlay=on", "QEMU, snapshot=on"))
+        else:
+            rivals["pykvm, mmio"] = ours("mmio")
+            rivals["QEMU microvm"] = theirs("microvm,rtc=on", "device")
+            pairs.append(("pykvm, mmio", "QEMU microvm"))
         found = interleaved(rivals, args.rounds, warm=not args.cold)
     tables, bars = {}, []
     names = [f"{name}, per second" for name in JOBS]
@@ -135,8 +147,7 @@ def run(args: Namespace) -> tuple[dict[str, Samples], list[Bar]]:
     for name, samples in zip(names, found, strict=True):
         tables[name] = samples
         table(name, samples, "QEMU q35")
-        for ours, theirs in (("pykvm, pci", "QEMU q35"), ("pykvm, mmio", "QEMU microvm")):
-            bars.append(bar(name, samples, ours, theirs))
+        bars += [bar(name, samples, *pair) for pair in pairs]
     return tables, bars
 
 
@@ -150,5 +161,6 @@ if __name__ == "__main__":
     parser = options("A disk under fio.", rounds=3)
     parser.add_argument("kernel", metavar="KERNEL", help="a bzImage")
     parser.add_argument("--runtime", type=int, default=4, metavar="S", help="of a job (default: 4)")
+    parser.add_argument("--overlay", action="store_true", help="overlays in place of mmio")
     parser.add_argument("--cold", action="store_true", help="count the first round, too")
     main(parser, run)

@@ -31,7 +31,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs debootstrap, and root to run it")
     root = tmp_path_factory.mktemp("debian") / "root"
     command = ["debootstrap", "--variant=minbase", "--include=systemd-sysv,udev"]
-    command += ["bookworm", str(root), "http://deb.debian.org/debian"]
+    command += ["bookworm", str(root)]
     subprocess.run(command, check=True, timeout=INSTALL_S)
     return root
 
