@@ -32,6 +32,7 @@
 #define BOUNCE_MAX   (64u << 20)
 #define LOGGED_MAX   10u /* a bad disk must not fill the log */
 #define PAGE         4096u
+#define COPY_LARGE   65536u
 #define COPY_MAX_NS  20000000u   /* a copy that took longer has waited */
 #define WAITS_NS     1000000000u /* and so may the next ones */
 #define MAX_SEGMENTS 16u /* of a discard or write zeroes; pykvm/virtio/blk.py offers as many */
@@ -178,7 +179,8 @@ static int is_copy(const struct pk_blk *b, const struct request *r)
            write_flags(b) == 0 && pk_now_ns() >= b->waits_until_ns;
 }
 
-/* Copy. When the host makes those wait that write faster than its disk does, leave the waiting to
+/* Copy, and tell of a large one at once: the driver can make its next request during the next copy.
+ * When the host makes those wait that write faster than its disk does, leave the waiting to
  * io_uring's threads for a while: other requests are behind this one. */
 static void copy_now(struct pk_blk *b, struct request *r)
 {
@@ -189,6 +191,8 @@ static void copy_now(struct pk_blk *b, struct request *r)
     if (now - before > COPY_MAX_NS)
         b->waits_until_ns = now + WAITS_NS;
     finish_with(b, r, result);
+    if (r->len >= COPY_LARGE)
+        pk_iothread_notify(&b->io, r->queue);
 }
 
 /* Transfer what is in several places of an overlay or its base, or has to be copied up before. */
