@@ -23,6 +23,8 @@ SERIAL_MAX: Final = 20  # bytes: virtio 1.2 §5.2.6 Device Operation, VIRTIO_BLK
 
 QUEUES_MAX: Final = 8  # at most PK_QUEUES_MAX in csrc/api.h
 
+RECONNECT_MAX: Final = 3600  # seconds
+
 CACHES: Final = {
     "writeback": "the host's page cache; a flush reaches the disk",
     "none": "O_DIRECT, past the page cache; a flush reaches the disk",
@@ -97,6 +99,11 @@ class DiskConfig(Record):
                 "--disk: serial= is for disks that pykvm serves itself; leave it or format= out"
             )
         self._check_overlay()
+        if not 0 <= self.reconnect <= RECONNECT_MAX:
+            raise ConfigError(
+                f"--disk: reconnect={self.reconnect} is not a number of seconds up to "
+                f"{RECONNECT_MAX}"
+            )
         if self.reconnect and not self.vhost_user:
             raise ConfigError(
                 "--disk: reconnect= is for a back end of yours; add it to --disk vhost-user=SOCKET"

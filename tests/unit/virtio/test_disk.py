@@ -46,6 +46,8 @@ def test_a_disk_is_a_file_and_its_options(text: str, config: DiskConfig) -> None
         "a,format=qcow2,serial=x",
         "vhost-user=",
         "vhost-user=a,ro",
+        "vhost-user=a,reconnect=9999999999",
+        "a,reconnect=1",
         "vhost-user=a,cache=none",
         "a,overlay=",
         "a,overlay=on,ro",
