@@ -53,6 +53,7 @@ from pykvm.watch import Watcher
 if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
 
+    from pykvm.checkpoints import Checkpoints, Found, Predicate
     from pykvm.snapshot.diff import Lineage
     from pykvm.snapshot.template import Template
     from pykvm.snapshot.trigger import ConsoleTrigger
@@ -118,6 +119,7 @@ class Machine:
         self._watcher: Watcher | None = None
         self.template: Template | None = None  # what `fork` and `reset` go back to
         self.lineage: Lineage = {}  # the snapshots that it goes on from, or that were taken of it
+        self.checkpointing: Checkpoints | None = None
         self.resets = 0
         self.generation = 0  # how often it was restored or forked since it was booted
         self.vcpu_format: VcpuFormat | None = None  # see `snapshot.capture`
@@ -126,7 +128,7 @@ class Machine:
         self.balloon: Balloon | None = None  # with ``--balloon``
         self.pci: PciBus | None = None  # with virtio devices on one
         self.on_snapshot_key: Callable[[], None] | None = None  # Ctrl-A s
-        self.console_triggers: list[ConsoleTrigger] = []
+        self.console_triggers: list[ConsoleTrigger | Checkpoints] = []
         self.on_snapshot_request: Callable[[], None] | None = None  # the guest's own, by a port
         self._resources = ExitStack()
         try:
@@ -605,6 +607,30 @@ class Machine:
 
         reset(self)
 
+    def checkpoints(self, every: float | str | None = None, **limits: int) -> Checkpoints:
+        """Take checkpoints from now on, the first at once; those there were are forgotten.
+
+        `every`: so many seconds that it runs, or "console:REGEX"; `limits`: `count` and `size`
+        (bytes) of those that are kept. See `checkpoints`.
+        """
+        from pykvm.checkpoints import Checkpoints
+
+        if self.checkpointing is not None:
+            self.checkpointing.close()
+        self.checkpointing = Checkpoints(self, every, **limits)
+        return self.checkpointing
+
+    def bisect(self, predicate: Predicate, **changes: Any) -> Found:
+        """Where ``predicate(vm)`` began to hold: the last checkpoint at which it does not, with a
+        machine there that is ready to run, and the next one, at which it does.
+
+        It is asked of machines that are made for it, with `changes` to the configuration (`disks`),
+        about log2(n) times; as with git, it should hold for good once it does. It must hold now.
+        """
+        if self.checkpointing is None:
+            raise PykvmError("bisect: there are no checkpoints; begin with vm.checkpoints(every=1)")
+        return self.checkpointing.bisect(predicate, **changes)
+
     # ── the end ──────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -644,6 +670,8 @@ class Machine:
         """Destroy the machine. Safe to call twice."""
         self.vcpus.clear()
         self._resources.close()
+        if self.checkpointing is not None:
+            self.checkpointing.close()
         if self.template is not None:
             self.template.close()
             self.template = None

@@ -63,6 +63,8 @@ class Watcher:
         times = [self._health_at]
         if machine.tracer is not None:
             times.append(machine.tracer.tick(now))
+        if machine.checkpointing is not None:
+            times.append(machine.checkpointing.tick(now))
         if self._silent_at is not None:
             times.append(self._silent_at)
             self._listen(now)

@@ -7,7 +7,8 @@
  * a second; a round is so many ticks, and a line. In the round `ask` it asks for a snapshot, as
  * fork(2) does: the answer is 0 in the guest that asked and 1 in one that was restored. With
  * `cpus=1` the other CPUs count meanwhile, and the rounds see to it that they do. `touch=N` writes
- * to N pages in every round. The verdict: nothing that only grows has ever gone back.
+ * to N pages in every round. `spoil=N` spoils a word of its memory in the round N, without a word.
+ * The verdict: nothing that only grows has ever gone back.
  */
 #include <asm/bootparam.h>
 
@@ -22,6 +23,8 @@
 #define ICR_STARTUP(p) (0xC4600 | (uint32_t)((p) >> 12))
 
 #define TOUCHED 0x800000UL /* pages written to, from here on */
+#define WORD    0x7FF000UL /* what is spoilt */
+#define SOUND   0x600Du
 
 extern const uint8_t trampoline[], trampoline_end[];
 extern const uint32_t trampoline_counter;
@@ -81,11 +84,12 @@ int main(const struct boot_params *params)
     const char *cmdline = (const char *)(uintptr_t)params->hdr.cmd_line_ptr;
     unsigned long rounds = option(cmdline, "rounds", 5), ask = option(cmdline, "ask", 0);
     unsigned long wanted = option(cmdline, "ticks", 5), pages = option(cmdline, "touch", 0);
-    unsigned long cpus = option(cmdline, "cpus", 0);
+    unsigned long cpus = option(cmdline, "cpus", 0), spoil = option(cmdline, "spoil", 0);
     volatile uint32_t *counter = (volatile uint32_t *)(START_PAGE + trampoline_counter);
     unsigned long long nonce = tsc(), now = nonce;
     uint32_t count = 0;
 
+    *(volatile unsigned *)WORD = SOUND;
     start_timer();
     if (cpus)
         start_cpus();
@@ -94,6 +98,8 @@ int main(const struct boot_params *params)
         unsigned long long before = now;
 
         play_round(wanted, pages);
+        if (round == spoil)
+            *(volatile unsigned *)WORD = round;
         now = tsc();
         say("round %lu of nonce %llx\n", round, nonce);
         if (now <= before)

@@ -63,7 +63,8 @@ def arm(
     if folder:
         machine.on_snapshot_request = taking(folder)
     for condition, target in at:
-        pattern, then = _pattern(condition), taking(target)
+        pattern = compile_pattern(condition, "--snapshot-at", "'console:REGEX', then the folder")
+        then = taking(target)
         trigger = ConsoleTrigger(pattern, lambda then=then: machine.requests.add(then))  # type: ignore[misc]
         machine.console_triggers.append(trigger)
 
@@ -78,12 +79,11 @@ def take(machine: Machine, folder: str, base: str | None = None) -> None:
         print(f"pykvm: saved to {folder}; 'pykvm restore {folder}' goes on there", file=sys.stderr)
 
 
-def _pattern(condition: str) -> re.Pattern[bytes]:
+def compile_pattern(condition: str, option: str, form: str) -> re.Pattern[bytes]:
+    """What a line of the console must match. Raises `ConfigError`, which says the right `form`."""
     if not condition.startswith(CONSOLE):
-        raise ConfigError(
-            f"--snapshot-at: {condition!r} is unknown; write 'console:REGEX', then the folder"
-        )
+        raise ConfigError(f"{option}: {condition!r} is unknown; write {form}")
     try:
         return re.compile(condition.removeprefix(CONSOLE).encode(), re.MULTILINE)
     except re.error as error:
-        raise ConfigError(f"--snapshot-at: {condition!r}: {error}") from None
+        raise ConfigError(f"{option}: {condition!r}: {error}") from None
