@@ -81,6 +81,17 @@ struct pk_message {
 /* Route the pins as KVM does by default, and these messages beside them; no others any more. */
 int pk_vm_set_messages(int vm_fd, const struct pk_message *messages, uint32_t num);
 
+/* ── calls.c: ioctls made in one go ─────────────────────────────────────────────────────────── */
+
+struct pk_call {
+    uint32_t fd; /* which of the descriptors given */
+    uint64_t request;
+    void *arg;
+};
+/* Make the calls in order, until one fails: returns 0 or its -errno, and its number in `done`.
+ * KVM_SET_MSRS fails unless every MSR is taken, or has the value already when KVM refuses it. */
+int pk_calls_make(const int *fds, const struct pk_call *calls, uint32_t num, uint32_t *done);
+
 /* ── bus.c: the devices that C answers itself ───────────────────────────────────────────────── */
 
 enum pk_space { PK_PIO = 0, PK_MMIO = 1 };

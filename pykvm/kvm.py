@@ -137,10 +137,12 @@ class Vm:
 
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm
+        self.changes = 0  # grows with every ioctl that may change the VM's state
         self.fd = check(lib.pk_ioctl_val(kvm.fd, lib.KVM_CREATE_VM, 0), "KVM_CREATE_VM")
 
     def ioctl(self, request: int, argument: Any, call: str) -> int:
         """One ioctl with a pointer argument; `call` is its name, for the error."""
+        self.changes += 1
         return check(lib.pk_ioctl(self.fd, request, argument), call)
 
     def map_memory(self, memory: GuestMemory, *, log_dirty: bool = False) -> None:
@@ -171,6 +173,7 @@ class Vm:
 
     def irq_line(self, gsi: int, level: int) -> None:
         """Raise (1) or lower (0) an input of the in-kernel irqchip."""
+        self.changes += 1
         check(lib.pk_vm_irq_line(self.fd, gsi, level), "KVM_IRQ_LINE")
 
     def irqfd(self, eventfd: int, gsi: int, *, assign: bool = True) -> None:

@@ -118,6 +118,7 @@ class Machine:
         self.panic = PanicWatch()
         self._watcher: Watcher | None = None
         self.template: Template | None = None  # what `fork` and `reset` go back to
+        self.captured_at = -1  # `changes` when it was taken of this machine, which did not run
         self.lineage: Lineage = {}  # the snapshots that it goes on from, or that were taken of it
         self.checkpointing: Checkpoints | None = None
         self.resets = 0
@@ -172,6 +173,8 @@ class Machine:
             self._add_bios()
             self.entry = bios.install(self.memory, self.entry)
         self._create_vcpus(self._cpuid())
+        for vcpu in self.vcpus:
+            x86.set_memory_types(vcpu)
         x86.set_up_lapic(self.vcpus[0])
         x86.enter(self.vcpus[0], self.memory, self.entry)
 
@@ -281,7 +284,6 @@ class Machine:
             vcpu = Vcpu(self.kvm, self.vm, index, self._c_bus)
             self._resources.callback(vcpu.close)
             vcpu.set_cpuid(table)
-            x86.set_memory_types(vcpu)
             self.vcpus.append(vcpu)
         self.memory.vcpu = self.vcpus[0]
 
@@ -597,9 +599,9 @@ class Machine:
         It costs no copy of the memory: both share what neither has written. Many forks from one
         moment share a template, which this takes when the machine has changed since the last.
         """
-        from pykvm.snapshot.template import current_template
+        from pykvm.snapshot.template import template_of
 
-        return self.at_rest(lambda: current_template(self)).machine(**changes)
+        return template_of(self).machine(**changes)
 
     def reset(self) -> None:
         """Go back, in place, to where the last `fork` was taken from, or this machine began."""
@@ -637,6 +639,11 @@ class Machine:
     def ended(self) -> bool:
         """Whether the run is over, or about to be."""
         return self._ending is not None
+
+    @property
+    def changes(self) -> int:
+        """Grows whenever a vCPU runs, or anything but memory and devices is set."""
+        return self.vm.changes + sum(vcpu.changes for vcpu in self.vcpus)
 
     @property
     def exits(self) -> int:

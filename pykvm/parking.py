@@ -34,8 +34,8 @@ class Parking:
             self._running -= 1
             self._changed.notify_all()
 
-    def is_empty(self, wait_s: float) -> bool:
-        """Whether every vCPU's thread has ended, after at most `wait_s` seconds."""
+    def is_empty(self, wait_s: float = 0.0) -> bool:
+        """Whether no vCPU has a thread, after at most `wait_s` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._running, wait_s)
 

@@ -50,6 +50,7 @@ class Vcpu:
         check(lib.pk_vcpu_create(kvm.fd, vm.fd, id, c_bus, self.handle), f"KVM_CREATE_VCPU({id})")
         self.fd: int = self.handle.fd
         self.cpuid = b""  # as it was set
+        self.changes = 0  # grows whenever it runs or a register is set
 
     # ── running ──────────────────────────────────────────────────────────────────────────────
 
@@ -59,6 +60,7 @@ class Vcpu:
         `other(vcpu, exit)` is asked about every exit that is no access, a kick included; true
         means go on. The GIL is free while the guest runs. Raises `KvmError` when KVM_RUN fails.
         """
+        self.changes += 1
         run, handle, exit = lib.pk_vcpu_run, self.handle, self.handle.exit
         while True:
             result = run(handle)
@@ -101,6 +103,7 @@ class Vcpu:
         return value
 
     def _set(self, request: int, value: Any, call: str) -> None:
+        self.changes += 1
         check(lib.pk_ioctl(self.fd, request, value), call)
 
     def get_regs(self) -> Any:
@@ -191,20 +194,22 @@ class Vcpu:
     def get_msr_rows(self, indices: Iterable[int]) -> bytes:
         """The given MSRs up to the first that this vCPU does not have, as KVM has them."""
         rows = pack_msrs(dict.fromkeys(indices, 0))
-        table = ffi.new("uint8_t[]", _table(rows, MSR_ENTRY.size))
+        table = ffi.new("uint8_t[]", msr_table(rows))
         done = check(lib.pk_ioctl(self.fd, lib.KVM_GET_MSRS, table), "KVM_GET_MSRS")
         return bytes(ffi.buffer(table)[TABLE_HEAD.size :][: done * MSR_ENTRY.size])
 
     def set_msr_rows(self, rows: bytes) -> int:
         """Set MSRs, as `pack_msrs` makes them, up to the first that KVM refuses; returns how many
         that were."""
-        table = _table(rows, MSR_ENTRY.size)
+        self.changes += 1
+        table = msr_table(rows)
         return check(lib.pk_ioctl(self.fd, lib.KVM_SET_MSRS, table), "KVM_SET_MSRS")
 
     def set_cpuid(self, rows: bytes) -> None:
         """What CPUID tells the guest, as `kvm.pack_cpuid` makes it. Before the first run."""
         self.cpuid = rows
-        self._set(lib.KVM_SET_CPUID2, _table(rows, CPUID_ENTRY.size), "KVM_SET_CPUID2")
+        table = TABLE_HEAD.pack(len(rows) // CPUID_ENTRY.size) + rows
+        self._set(lib.KVM_SET_CPUID2, table, "KVM_SET_CPUID2")
 
     # ── registers by name ────────────────────────────────────────────────────────────────────
 
@@ -264,6 +269,6 @@ def pack_msrs(values: Mapping[int, int]) -> bytes:
     return b"".join(starmap(MSR_ENTRY.pack, values.items()))
 
 
-def _table(rows: bytes, size: int) -> bytes:
-    """A `struct kvm_msrs` or `struct kvm_cpuid2` of `rows`, each of `size` bytes."""
-    return TABLE_HEAD.pack(len(rows) // size) + rows
+def msr_table(rows: bytes) -> bytes:
+    """A `struct kvm_msrs` of what `pack_msrs` gave."""
+    return TABLE_HEAD.pack(len(rows) // MSR_ENTRY.size) + rows

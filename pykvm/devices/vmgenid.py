@@ -35,11 +35,15 @@ class GenerationId:
         """Write it into guest memory. The guest is not told."""
         self._memory.write(layout.VM_GENERATION_ID, self.value)
 
-    def replace(self) -> None:
+    def announce(self) -> None:
         """Write it where another machine's is, and tell the guest. The machine is at rest."""
+        self.place()
+        self._notify()
+
+    def replace(self) -> None:
+        """The same, unless it is there already."""
         if self._memory.read(layout.VM_GENERATION_ID, SIZE) != self.value:
-            self.place()
-            self._notify()
+            self.announce()
 
     def is_all_that_changed(self) -> bool:
         """Private memory: whether nothing in it but the id differs from the file beneath."""

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError
+from pykvm.snapshot.calls import VM, Calls
 from pykvm.snapshot.vcpu import PARTS, VcpuFormat, tsc_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pykvm.machine import Machine
 
 Parts = dict[str, bytes]
+Devices = list[tuple[str, "Device"]]
 
 CHIPS: Final = {
     "vm/pic1": lib.KVM_IRQCHIP_PIC_MASTER,
@@ -73,14 +75,19 @@ def _tell_of_the_pause(machine: Machine) -> None:
         lib.pk_ioctl_val(vcpu.fd, lib.KVM_KVMCLOCK_CTRL, 0)
 
 
-def devices_of(machine: Machine) -> Iterator[tuple[str, Device]]:
+def devices_of(machine: Machine) -> Devices:
     """Every device once, with the name that its part has: its space and its first address."""
-    seen = set()
+    found: dict[Device, str] = {}
     for bus in (machine.pio_bus, machine.mmio_bus):
         for base, _, device in bus:
-            if id(device) not in seen:
-                seen.add(id(device))
-                yield f"{bus.space}/{base:#x}", device
+            if device not in found:
+                found[device] = f"{bus.space}/{base:#x}"
+    return [(name, device) for device, name in found.items()]
+
+
+def states_of(machine: Machine) -> Parts:
+    """The devices' parts."""
+    return {name: device.state() for name, device in devices_of(machine)}
 
 
 # ── capturing ────────────────────────────────────────────────────────────────────────────────────
@@ -89,8 +96,8 @@ def devices_of(machine: Machine) -> Iterator[tuple[str, Device]]:
 def capture(machine: Machine) -> Parts:
     """All but the memory of a machine at rest. Raises `ConfigError` when a part is not ours."""
     _refuse_back_ends(machine)
-    parts = {name: device.state() for name, device in devices_of(machine)}
-    form = _format(machine)
+    parts = states_of(machine)
+    form = format_of(machine)
     for vcpu in machine.vcpus:
         prefix = f"vcpu{vcpu.id}"
         parts[f"{prefix}/cpuid"] = vcpu.cpuid
@@ -118,7 +125,8 @@ def _refuse_back_ends(machine: Machine) -> None:
         )
 
 
-def _format(machine: Machine) -> VcpuFormat:
+def format_of(machine: Machine) -> VcpuFormat:
+    """How KVM describes its vCPUs; its copies' are alike."""
     if machine.vcpu_format is None:
         machine.vcpu_format = VcpuFormat(machine)
     return machine.vcpu_format
@@ -131,28 +139,40 @@ def _tsc_khz(machine: Machine) -> int:
 # ── applying ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def apply(machine: Machine, parts: Parts, clock: str = "stay") -> Parts:
-    """Give a machine at rest, whose memory is in place, the state in `parts`.
+def settings(machine: Machine, parts: Parts, clock: str) -> Calls:
+    """The ioctls that give `machine`, or another of its kind, the state in `parts`: all of it but
+    the devices'.
 
     `clock` says what the guest sees of the time since: nothing ("stay"), or all of it ("step").
+    """
+    calls = Calls()
+    for name in CHIPS:
+        calls.add(VM, lib.KVM_SET_IRQCHIP, parts[name], "KVM_SET_IRQCHIP")
+    clock_ns, away_ns = _clock(parts["vm/time"], clock)
+    away_tsc = away_ns * _tsc_khz(machine) // 1_000_000
+    form = format_of(machine)
+    for number in range(len(machine.vcpus)):
+        own = {name: parts[f"vcpu{number}/{name}"] for name in PARTS}
+        for request, argument, call in form.settings(number, own, tsc_of(own) + away_tsc):
+            calls.add(number + 1, request, argument, call)
+    calls.add(VM, lib.KVM_SET_PIT2, parts["vm/pit"], "KVM_SET_PIT2")
+    kvmclock = ffi.new("struct kvm_clock_data *", {"clock": clock_ns})
+    calls.add(VM, lib.KVM_SET_CLOCK, bytes(ffi.buffer(kvmclock)), "KVM_SET_CLOCK")
+    return calls
+
+
+def apply(machine: Machine, devices: Devices, parts: Parts, calls: Calls) -> Parts:
+    """Give a machine at rest, whose memory is in place, the state in `parts`, of which `settings`
+    made `calls`.
+
     Returns the parts of devices that this machine does not have (yet). Raises `ConfigError` and
     `KvmError`; the machine is of no use then.
     """
     rest = {name: data for name, data in parts.items() if name.startswith(("port/", "mmio/"))}
-    for name, device in devices_of(machine):
+    for name, device in devices:
         if name in rest:
             restore_device(device, name, rest.pop(name))
-    for name in CHIPS:
-        state = ffi.from_buffer(parts[name])
-        machine.vm.ioctl(lib.KVM_SET_IRQCHIP, state, "KVM_SET_IRQCHIP")
-    clock_ns, away_ns = _clock(parts["vm/time"], clock)
-    away_tsc = away_ns * _tsc_khz(machine) // 1_000_000
-    form = _format(machine)
-    for vcpu in machine.vcpus:
-        own = {name: parts[f"vcpu{vcpu.id}/{name}"] for name in PARTS}
-        form.apply(vcpu, own, tsc_of(own) + away_tsc)
-    machine.vm.ioctl(lib.KVM_SET_PIT2, ffi.from_buffer(parts["vm/pit"]), "KVM_SET_PIT2")
-    machine.vm.set_clock(ffi.new("struct kvm_clock_data *", {"clock": clock_ns}))
+    calls.make(machine)
     return rest
 
 

@@ -37,7 +37,8 @@ def _take_back(machine: Machine, template: Template) -> int:
     machine.resets += 1
     copied = machine.memory.revert(drop=machine.resets % KEPT_FOR == 0)
     template.overlay(machine.memory)
-    capture.apply(machine, template.parts, template.clock)
+    devices = capture.devices_of(machine)
+    capture.apply(machine, devices, template.parts, template.settings(machine))
     machine.generation_id.replace()  # its own, again; a fork of its origin is told of it as then
     machine.forget_run()
     return copied

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from pykvm.boot.entry import Entry
     from pykvm.config import MachineConfig
     from pykvm.machine import Machine
+    from pykvm.snapshot.calls import Calls
     from pykvm.snapshot.capture import Parts
     from pykvm.snapshot.diff import Lineage
+    from pykvm.snapshot.vcpu import VcpuFormat
 
 SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
@@ -58,7 +60,10 @@ class Template:
         self.clock = "stay"
         self.prefault = False
         self.foreign = False  # from disk: it may be of another host
+        self._settings: Calls | None = None  # see `settings`
         self.lineage: Lineage = {}  # the snapshots on disk that it goes on from
+        self.vcpu_format: VcpuFormat | None = None  # of this host; None: not known yet
+        self._users = 1
 
     def machine(self, **changes: Any) -> Machine:
         """A new machine that goes on from here, with `changes` to its configuration."""
@@ -97,16 +102,35 @@ class Template:
             check_cpuid(machine.kvm, unpack_cpuid(self.cpuid[0]))
         machine.generation = self.generation + 1
         machine.lineage = dict(self.lineage)
-        machine.template = self.copy()
-        for _, device in capture.devices_of(machine):
+        machine.template = self.share()
+        machine.vcpu_format = self.vcpu_format
+        calls = (
+            self.settings(machine)
+            if self.clock == "stay"
+            else (capture.settings(machine, self.parts, self.clock))
+        )
+        devices = capture.devices_of(machine)
+        for _, device in devices:
             device.freeze()
-        rest = capture.apply(machine, self.parts, self.clock)
-        machine.generation_id.replace()
-        for _, device in capture.devices_of(machine):
+        rest = capture.apply(machine, devices, self.parts, calls)
+        machine.generation_id.announce()
+        for _, device in devices:
             device.thaw()
         return rest
 
+    def settings(self, machine: Machine) -> Calls:
+        """The ioctls that bring a machine of this template's back here, time included."""
+        if self._settings is None:
+            self._settings = capture.settings(machine, self.parts, "stay")
+            self.vcpu_format = machine.vcpu_format
+        return self._settings
+
     # ── owning ───────────────────────────────────────────────────────────────────────────────
+
+    def share(self) -> Template:
+        """This one, for another who will close it: the last one to do so does."""
+        self._users += 1
+        return self
 
     def copy(self) -> Template:
         """The same, with descriptors of its own."""
@@ -124,7 +148,10 @@ class Template:
         return same
 
     def close(self) -> None:
-        """Close the descriptors. Safe to call twice."""
+        """Close the descriptors, once nobody shares it any more."""
+        self._users -= 1
+        if self._users > 0:
+            return
         for fd in (self.fd, *(layer.fd for layer in self.layers)):
             if fd >= 0:
                 os.close(fd)
@@ -137,12 +164,37 @@ class Template:
         self.close()
 
 
-def current_template(machine: Machine) -> Template:
-    """The template of a machine at rest as it is now. The machine owns it.
+def template_of(machine: Machine) -> Template:
+    """The template of a machine as it is now; the machine owns it. Any thread but a vCPU's.
 
-    The first costs nothing: what was the memory becomes the template's, and the machine goes on
-    with a private copy. A later one copies the memory, unless nothing in it has changed.
+    The first costs no copy: what was the memory becomes the template's, and the machine goes on
+    with a private copy. A later one copies the memory, unless nothing in it has changed; when
+    nothing at all has, it is the last one.
     """
+    # What has no thread of its own is at rest while no vCPU runs, and need not be called to it.
+    before = None if machine.virtio else _current(machine)
+    return before or machine.at_rest(lambda: _current(machine) or _take(machine))
+
+
+def _current(machine: Machine) -> Template | None:
+    """The machine's template if it still is as it was when that was taken: it has not run, nobody
+    has set a register, no device and no byte of memory is other than it was. (Time has gone by:
+    that is no change.)"""
+    template = machine.template
+    if (
+        template is None
+        or machine.captured_at != machine.changes
+        or not machine.parking.is_empty()
+        or not capture.states_of(machine).items() <= template.parts.items()
+        or _has_changed(machine, template)
+    ):
+        return None
+    template.lineage = inherited(machine)
+    return template
+
+
+def _take(machine: Machine) -> Template:
+    """Take a template of a machine at rest."""
     fd, layers = _current_memory(machine)
     template = Template(
         machine.config,
@@ -154,9 +206,11 @@ def current_template(machine: Machine) -> Template:
     )
     template.placed = machine.memory.placed
     template.lineage = inherited(machine)
+    template.vcpu_format = machine.vcpu_format
     if machine.template is not None:
         machine.template.close()
     machine.template = template
+    machine.captured_at = machine.changes if machine.parking.is_empty() else -1
     return template
 
 

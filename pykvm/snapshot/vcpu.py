@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pykvm._core import ffi, lib
 from pykvm.errors import KvmError, check
-from pykvm.vcpu import MSR_ENTRY, pack_msrs
+from pykvm.vcpu import MSR_ENTRY, msr_table, pack_msrs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pykvm.machine import Machine
     from pykvm.vcpu import Vcpu
 
@@ -117,10 +119,13 @@ class VcpuFormat:
 
     # ── setting ──────────────────────────────────────────────────────────────────────────────
 
-    def apply(self, vcpu: Vcpu, parts: dict[str, bytes], tsc: int) -> None:
-        """Set all parts of a vCPU that is outside the guest, and its TSC to `tsc`.
+    def settings(
+        self, number: int, parts: dict[str, bytes], tsc: int
+    ) -> Iterator[tuple[int, bytes, str]]:
+        """The ioctls, in order, that set all parts of vCPU `number`, and its TSC to `tsc`: request,
+        argument and name of each.
 
-        Raises `KvmError` when KVM refuses one: the snapshot is of another kind of host.
+        Raises `KvmError` for a part of another size: the snapshot is of another kind of host.
         """
         msrs = dict(MSR_ENTRY.iter_unpack(parts["msrs"]))
         deadline = msrs.pop(MSR_TSC_DEADLINE, 0)
@@ -128,21 +133,28 @@ class VcpuFormat:
         for name in _SET:
             match name:
                 case "msrs":
-                    self._set_tsc(vcpu, tsc)
-                    self._set_msrs(vcpu, msrs)
+                    # KVM takes a TSC near to where the last one written would be by now for an
+                    # attempt to make two vCPUs agree, and lets it go on as it is
+                    # (kvm_synchronize_tsc). That is what the other vCPUs want, but the first must
+                    # go back: it writes one that is far away before.
+                    if number == 0:
+                        yield _msrs({MSR_TSC: tsc + FAR & U64})
+                    yield _msrs({MSR_TSC: tsc})
+                    yield _msrs(msrs)
                 case "deadline":
-                    self._set_msrs(vcpu, {MSR_TSC_DEADLINE: deadline} if deadline else {})
+                    if deadline:
+                        yield _msrs({MSR_TSC_DEADLINE: deadline})
                 case "sregs":
-                    self._set(vcpu, name, self._with_task(parts[name]))
+                    yield self._setting(name, self._with_task(parts[name]))
                 case _:
-                    self._set(vcpu, name, parts[name])
+                    yield self._setting(name, parts[name])
 
-    def _set(self, vcpu: Vcpu, name: str, data: bytes) -> None:
+    def _setting(self, name: str, data: bytes) -> tuple[int, bytes, str]:
         form = self._forms[name]
         if len(data) != form.size:
             hint = f"the state has {len(data)} bytes, and this host's has {form.size}"
             raise KvmError(form.call("SET"), errno.EINVAL, hint)
-        check(lib.pk_ioctl(vcpu.fd, form.set, ffi.from_buffer(data)), form.call("SET"))
+        return form.set, data, form.call("SET")
 
     def _with_task(self, sregs: bytes) -> bytes:
         """SREGS with TR's type as an AMD processor keeps it: available, not busy. KVM reports the
@@ -153,24 +165,10 @@ class VcpuFormat:
         at = ffi.offsetof("struct kvm_sregs", "tr", "type")  # the same in kvm_sregs2
         return sregs[:at] + bytes([sregs[at] & ~TSS_BUSY]) + sregs[at + 1 :]
 
-    def _set_tsc(self, vcpu: Vcpu, tsc: int) -> None:
-        """KVM takes a TSC near to where the last one written would be by now for an attempt to
-        make two vCPUs agree, and lets it go on as it is (kvm_synchronize_tsc). That is what the
-        other vCPUs want, but the first must go back: it writes one that is far away before."""
-        if vcpu.id == 0:
-            self._set_msrs(vcpu, {MSR_TSC: tsc + FAR & U64})
-        self._set_msrs(vcpu, {MSR_TSC: tsc})
 
-    def _set_msrs(self, vcpu: Vcpu, values: dict[int, int]) -> None:
-        """Set MSRs. One that KVM refuses must have the wanted value already."""
-        rows = pack_msrs(values)
-        while rows:
-            rows = rows[vcpu.set_msr_rows(rows) * MSR_ENTRY.size :]
-            if rows:
-                index, wanted = MSR_ENTRY.unpack_from(rows)
-                if vcpu.get_msrs([index]).get(index) != wanted:
-                    raise KvmError(f"KVM_SET_MSRS({index:#x}, {wanted:#x})", errno.EINVAL)
-                rows = rows[MSR_ENTRY.size :]
+def _msrs(values: dict[int, int]) -> tuple[int, bytes, str]:
+    numbers = f"({next(iter(values)):#x})" if len(values) == 1 else ""
+    return lib.KVM_SET_MSRS, msr_table(pack_msrs(values)), f"KVM_SET_MSRS{numbers}"
 
 
 def tsc_of(parts: dict[str, bytes]) -> int:

@@ -94,6 +94,45 @@ def test_fork_of_a_fork_is_of_the_next_generation(boot: Boot) -> None:
         assert b"generation 1" in child.run(timeout=TIMEOUT_S).console
 
 
+CHANGES: dict[str, Callable[[Machine], object]] = {
+    "run": lambda vm: vm.run(timeout=TIMEOUT_S),
+    "a general register": lambda vm: vm.vcpus[0].write_register("rax", 0x1234),
+    "an MSR": lambda vm: vm.vcpus[0].set_msrs({0x174: 8}),
+    "memory": lambda vm: vm.memory.write(0x8000, b"changed"),
+    "a view of memory": lambda vm: vm.memory.view(0x8000, 1).__setitem__(0, 1),
+    "a device": lambda vm: vm.power.press_power_button(),
+    "a device in C": lambda vm: vm.serial.write(7, 1, 0x5A),
+    "an interrupt line": lambda vm: vm.vm.irq_line(5, 1),
+    "a device more": lambda vm: vm.pio(0x510)(lambda offset, size, value: 0),
+    "the clock": lambda vm: vm.vm.set_clock(vm.vm.get_clock()),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_machine_that_has_changed_is_captured_anew_and_another_is_not(
+    boot: Boot, what: str
+) -> None:
+    vm = boot("rounds=3 ask=1")
+    vm.on_snapshot_request = vm.stop
+    vm.run(timeout=TIMEOUT_S)
+    vm.fork().close()
+    first = vm.template
+    vm.fork().close()
+    assert vm.template is first
+    CHANGES[what](vm)
+    vm.fork().close()
+    assert vm.template is not first
+
+
+def test_a_fork_taken_while_the_guest_runs_is_no_template_for_later(boot: Boot) -> None:
+    vm = boot("rounds=3 ask=1")
+    vm.on_snapshot_request = lambda: vm.fork().close()
+    vm.run(timeout=TIMEOUT_S)
+    first = vm.template
+    vm.fork().close()
+    assert vm.template is not first
+
+
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_reset_takes_a_machine_back_again_and_again(boot: Boot, cpus: int) -> None:
     vm = boot(f"rounds=4 ask=2 touch=4 cpus={int(cpus > 1)}", cpus=cpus)
