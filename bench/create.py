@@ -4,7 +4,8 @@
 
 Both make the VM, memfd memory and its memslot, irqchip, PIT and a vCPU, and run a guest whose first
 instructions are a port write (floor/exits.S). pykvm's part includes its devices, ACPI tables and
-the vCPU's thread. Once one after the other, once with half a second's rest before each, because KVM
+the vCPU's thread. Both have made a machine in the process before, and have kept what CPUID KVM
+supports. Once one after the other, once with half a second's rest before each, because KVM
 waits for the kernel's other CPUs, and longer when it has not done so for a while. What destroying a
 machine costs is told beside it.
 """

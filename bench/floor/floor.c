@@ -85,17 +85,31 @@ static void new_vcpu(struct machine *m)
         err(125, "mmap of kvm_run");
 }
 
+/* Room for `count` rows of a table of KVM's. */
+static void *rows(size_t head, size_t row, size_t count)
+{
+    void *table = calloc(1, head + row * count);
+    if (table == NULL)
+        err(125, "calloc");
+    return table;
+}
+
+/* KVM is asked once in a process, as pykvm does: it takes a third of what a machine costs. */
+static struct kvm_cpuid2 *supported_cpuid(struct machine *m)
+{
+    static struct kvm_cpuid2 *cpuid;
+    if (cpuid == NULL) {
+        cpuid = rows(sizeof(*cpuid), sizeof(cpuid->entries[0]), CPUID_ENTRIES);
+        cpuid->nent = CPUID_ENTRIES;
+        CALL(m->kvm, KVM_GET_SUPPORTED_CPUID, cpuid);
+    }
+    return cpuid;
+}
+
 static void create_vcpu(struct machine *m)
 {
     new_vcpu(m);
-    struct kvm_cpuid2 *cpuid =
-        calloc(1, sizeof(*cpuid) + CPUID_ENTRIES * sizeof(cpuid->entries[0]));
-    if (cpuid == NULL)
-        err(125, "calloc");
-    cpuid->nent = CPUID_ENTRIES;
-    CALL(m->kvm, KVM_GET_SUPPORTED_CPUID, cpuid);
-    CALL(m->vcpu, KVM_SET_CPUID2, cpuid);
-    free(cpuid);
+    CALL(m->vcpu, KVM_SET_CPUID2, supported_cpuid(m));
 
     struct {
         struct kvm_msrs head;
@@ -169,15 +183,6 @@ struct state {
     struct kvm_clock_data clock;
 };
 
-/* Room for `count` rows of a table of KVM's. */
-static void *rows(size_t head, size_t row, size_t count)
-{
-    void *table = calloc(1, head + row * count);
-    if (table == NULL)
-        err(125, "calloc");
-    return table;
-}
-
 static struct kvm_msrs *get_msrs(struct machine *m)
 {
     struct kvm_msr_list probe = {0}, *list;
@@ -201,9 +206,7 @@ static struct kvm_msrs *get_msrs(struct machine *m)
 
 static void capture(struct machine *m, struct state *s)
 {
-    s->cpuid = rows(sizeof(*s->cpuid), sizeof(s->cpuid->entries[0]), CPUID_ENTRIES);
-    s->cpuid->nent = CPUID_ENTRIES;
-    CALL(m->kvm, KVM_GET_SUPPORTED_CPUID, s->cpuid);
+    s->cpuid = supported_cpuid(m);
     m->run->immediate_exit = 1; /* completes the access of the last exit */
     ioctl(m->vcpu, KVM_RUN, 0);
     CALL(m->vcpu, KVM_GET_MP_STATE, &s->mp_state);

@@ -6,6 +6,7 @@ it: what it found must be there. Read `cpuid` for the names.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pykvm.cpuid import FEATURES
@@ -29,19 +30,28 @@ def check_cpuid(kvm: Kvm, saved: Sequence[CpuidEntry]) -> None:
             f"the snapshot is of a guest on a processor by {_vendor(theirs)}, and this host's is "
             f"by {_vendor(ours)}: it cannot go on here; boot it here instead"
         )
-    missing = [
-        name
-        for name, (function, index, register, bit) in FEATURES.items()
-        if name not in BY_PYKVM
-        and (wanted := want.get((function, index))) is not None
-        and getattr(wanted, register) >> bit & 1
-        and not getattr(have.get((function, index), _nothing(wanted)), register) >> bit & 1
-    ]
+    missing = []
+    for (function, index, register), names in _registers().items():
+        wanted = want.get((function, index))
+        if wanted is not None:
+            found = have.get((function, index), _nothing(wanted))
+            lacking = getattr(wanted, register) & ~getattr(found, register)
+            missing += [name for bit, name in names.items() if lacking >> bit & 1]
     if missing:
         raise ConfigError(
             "the snapshot is of a guest on a processor with features that this host lacks: "
             f"{', '.join(missing)}; boot with --cpu host,-{',-'.join(missing)} where it is taken"
         )
+
+
+@lru_cache
+def _registers() -> dict[tuple[int, int, str], dict[int, str]]:
+    """The features that the host must have, by bit, of each of CPUID's registers."""
+    found: dict[tuple[int, int, str], dict[int, str]] = {}
+    for name, (function, index, register, bit) in FEATURES.items():
+        if name not in BY_PYKVM:
+            found.setdefault((function, index, register), {})[bit] = name
+    return found
 
 
 def _nothing(entry: CpuidEntry) -> CpuidEntry:
