@@ -95,7 +95,7 @@ BOOT = (
         "--port",
         "NAME=WHERE",
         "a byte channel, /dev/virtio-ports/NAME in the guest; WHERE is unix:PATH (a socket to "
-        "connect to), file:PATH (output), stdio, stdin, stdout or stderr",
+        "connect to), file:PATH (output), fd:N (both ways), stdio, stdin, stdout or stderr",
         repeated=True,
     ),
     Option(

@@ -37,6 +37,8 @@ class PortFiles:
             files["listen_fd"] = self._listeners[-1].fileno()
         elif port.kind == "file":
             files["out_fd"] = self._keep(_create(port))
+        elif port.kind == "fd":
+            files["in_fd"] = files["out_fd"] = self._keep(_inherit(port))
         if port.where in ("stdin", "stdio"):
             files["in_fd"] = self._keep(_reopen(0, os.O_RDONLY))
         if port.where in ("stdout", "stdio"):
@@ -68,6 +70,18 @@ def _create(port: PortConfig) -> int:
     except OSError as error:
         raise ConfigError(
             f"--port {port.name}: {port.path}: {error.strerror}; name a file you may write to"
+        ) from None
+
+
+def _inherit(port: PortConfig) -> int:
+    import fcntl
+
+    try:
+        return fcntl.fcntl(int(port.path), fcntl.F_DUPFD_CLOEXEC, 3)
+    except (OSError, OverflowError):
+        raise ConfigError(
+            f"--port {port.name}: {port.path} is no open descriptor; open it where pykvm is "
+            f"started, as a shell does with {port.path}<>FILE"
         ) from None
 
 

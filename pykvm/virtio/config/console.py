@@ -16,17 +16,18 @@ NAME_MAX: Final = 64  # bytes
 
 STREAMS: Final = ("stdio", "stdin", "stdout", "stderr")
 SERVED: Final = ("unix", "file")  # each with a path behind a colon
+INHERITED: Final = "fd"  # with the number of an open descriptor
 
 
 class PortConfig(Record):
     """A port: its name in the guest, and what it leads to on the host."""
 
     name: str
-    where: str  # one of STREAMS, or unix:PATH, or file:PATH
+    where: str  # one of STREAMS, or unix:PATH, file:PATH, fd:NUMBER
 
     @property
     def path(self) -> str:
-        """PATH, or nothing for a stream of ours."""
+        """PATH or NUMBER, or nothing for a stream of ours."""
         return self.where.partition(":")[2]
 
     @property
@@ -40,10 +41,11 @@ class PortConfig(Record):
                 f"--port: {self.name!r} is no name of 1 to {NAME_MAX} bytes; write {USAGE}"
             )
         served = self.kind in SERVED and bool(self.path)
+        served = served or (self.kind == INHERITED and self.path.isdecimal())
         if not served and self.where not in STREAMS:
             raise ConfigError(
                 f"--port: {self.where!r} is unknown; write {self.name}=unix:PATH, file:PATH, "
-                f"{', '.join(STREAMS[:-1])} or {STREAMS[-1]}"
+                f"fd:NUMBER, {', '.join(STREAMS[:-1])} or {STREAMS[-1]}"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,9 @@ def test_a_port_is_a_name_and_where_it_leads() -> None:
         "log=",
         "log=file:",
         "log=tcp:1",
+        "log=fd:",
+        "log=fd:x",
+        "log=fd:-1",
         "a/b=stdio",
         "x" * (NAME_MAX + 1) + "=stdio",
     ],
@@ -140,6 +144,34 @@ def test_a_file_that_cannot_be_written_is_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match="--port log"):
         VirtioConsole(memory, [PortConfig("log", f"file:{tmp_path}/none/log")])
+
+
+@pytest.mark.parametrize("number", [9999, 1 << 40])
+def test_a_descriptor_that_is_not_open_is_refused_by_name(memory: GuestMemory, number: int) -> None:
+    with pytest.raises(ConfigError, match=f"--port a: {number} is no open descriptor"):
+        VirtioConsole(memory, [PortConfig("a", f"fd:{number}")])
+
+
+def test_an_inherited_descriptor_moves_bytes_both_ways(memory: GuestMemory) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    device = VirtioConsole(memory, [PortConfig("a", f"fd:{theirs.fileno()}")])
+    theirs.close()  # the device has its own
+    driver = Driver(memory, device)
+    driver.start()
+    driver.offer_buffers()
+    driver.say(1, Event.PORT_READY, 1)
+    assert driver.hear() == (1, Event.PORT_OPEN, 1, b"")  # somebody is there from the start
+    driver.say(1, Event.PORT_OPEN, 1)
+    memory.write(0x60000, b"up")
+    driver.offer(5, 0x60000, 2, writable=False)
+    assert ours.recv(9) == b"up"
+    driver.offer(4, 0x61000, 9, writable=True)
+    ours.sendall(b"down")
+    while memory.read(0x61000, 4) != b"down":
+        pass
+    driver.close()
+    ours.close()
 
 
 def test_a_port_is_announced_named_and_written(memory: GuestMemory, tmp_path: Path) -> None:
