@@ -9,8 +9,11 @@
  *   /pykvm/modules/order   kernel modules to load first, one a line: FILE [PARAMETER=VALUE ...]
  *   /pykvm/ports           virtio ports to wait for, by name: see streams.c
  *   /pykvm/network         the cards' addresses: see network.c
+ *
+ * Without a command, and with a port "pykvm.agent", the host says what to run: agent.c.
  */
 
+#include "agent.h"
 #include "linux.h"
 #include "mounts.h"
 #include "ports.h"
@@ -202,14 +205,20 @@ static void split_words(char *text)
     }
 }
 
-static void find_command(void)
+/* The command is the NUL-terminated strings in `command_text` from `at` on; returns how many. */
+static size_t split_strings(size_t at, size_t len)
 {
-    size_t len = slurp("/pykvm/argv", command_text, sizeof(command_text));
     size_t count = 0;
 
-    for (size_t at = 0; at < len && count < MAX_ARGS; at += length(command_text + at) + 1)
+    for (; at < len && count < MAX_ARGS; at += length(command_text + at) + 1)
         command[count++] = command_text + at;
-    if (count)
+    command[count] = NULL;
+    return count;
+}
+
+static void find_command(void)
+{
+    if (split_strings(0, slurp("/pykvm/argv", command_text, sizeof(command_text))))
         return;
     slurp("/proc/cmdline", command_text, sizeof(command_text));
     for (char *p = command_text; *p; p++)
@@ -295,11 +304,6 @@ static int execute_init(void)
     return 127;
 }
 
-static int exit_code(int status)
-{
-    return status & 0x7f ? 128 + (status & 0x7f) : (status >> 8) & 0xff;
-}
-
 static void on_keyboard_signals(__sighandler_t handler)
 {
     static const int signals[] = {SIGINT, SIGQUIT, SIGTSTP};
@@ -359,6 +363,48 @@ static int run_command(void)
     return exit_code(status);
 }
 
+/* Put "NAME=VALUE" into the environment, for the value that NAME had. */
+static void set_variable(char *text)
+{
+    size_t i = 0, len = 0;
+
+    while (text[len] && text[len] != '=')
+        len++;
+    for (; environment[i]; i++) {
+        size_t same = 0;
+
+        while (same < len && environment[i][same] == text[same])
+            same++;
+        if (same == len && environment[i][len] == '=')
+            break;
+    }
+    if (i < MAX_ARGS)
+        environment[i] = text;
+}
+
+/* For agent.c, which has what the strings in `command_text` are. */
+static int execute_request(size_t size)
+{
+    size_t at = length(command_text) + 1;
+
+    for (; at < size && command_text[at]; at += length(command_text + at) + 1)
+        set_variable(command_text + at);
+    return split_strings(at + 1, size) ? execute() : 0;
+}
+
+/* Do what the host asks for, until it ends the machine. Returns at once without its port. */
+static void serve(void)
+{
+    long port = SYS(open, AGENT_PORT, O_RDWR | O_CLOEXEC);
+    struct agent agent = {.port = (int)port,
+                          .text = command_text,
+                          .space = sizeof(command_text),
+                          .execute = execute_request};
+
+    if (port >= 0)
+        serve_host(&agent);
+}
+
 /* ── the end ────────────────────────────────────────────────────────────────────────────────── */
 
 /* Hand `code` to the host, which ends the machine there. Under another hypervisor, or where the
@@ -395,5 +441,8 @@ void init(long *stack)
         leave(FAILURE);
     if (enter_root() && !command[0])
         leave(execute_init());
-    leave(command[0] ? run_command() : 0);
+    if (command[0])
+        leave(run_command());
+    serve();
+    leave(0);
 }

@@ -11,6 +11,11 @@ size_t length(const char *s)
     return len;
 }
 
+int exit_code(int status)
+{
+    return status & 0x7f ? 128 + (status & 0x7f) : (status >> 8) & 0xff;
+}
+
 size_t slurp(const char *path, char *buf, size_t size)
 {
     long fd = SYS(open, path, O_RDONLY | O_CLOEXEC);

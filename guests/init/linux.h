@@ -40,6 +40,9 @@ static inline long syscall6(long number, long a, long b, long c, long d, long e,
 
 size_t length(const char *s);
 
+/* A wait status as a shell would tell it. */
+int exit_code(int status);
+
 /* Read a whole small file into `buf` and end it with a NUL. Returns its length, 0 if unreadable. */
 size_t slurp(const char *path, char *buf, size_t size);
 

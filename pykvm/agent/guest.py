@@ -1,0 +1,312 @@
+"""A machine whose Linux guest has pykvm's init as its agent: `GuestMachine`.
+
+Reached from `pykvm.pytest` and from users' code. The guest runs, on a thread of its own, from the
+first thing that it is asked for until it is to rest, as it does to be forked. Read `link` for how
+it is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
+
+from pykvm.agent import wire
+from pykvm.agent.errors import CommandError, GuestEndedError
+from pykvm.agent.link import OUTPUT_MAX, Completed, Link, LinkError
+from pykvm.boot.guestimage import default_initrd
+from pykvm.boot.modules import KINDS, TRANSPORTS
+from pykvm.config import CMDLINE_DEFAULT, MachineConfig
+from pykvm.errors import PykvmError
+from pykvm.machine import RESUMABLE, Machine
+from pykvm.virtio.config.console import PortConfig
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from pykvm.outcome import Outcome
+
+PORT: Final = "pykvm.agent"
+BOOT_S: Final = 120.0  # until init answers; seconds on most hosts, a minute on an emulated one
+COMMAND_S: Final = 60.0
+STOP_S: Final = 0.1  # before it is tried again
+
+
+class GuestMachine:
+    """A machine (`machine`) with an agent. A context manager; `boot` or `fork` makes one."""
+
+    def __init__(self, machine: Machine, link: Link) -> None:
+        """Owns both. The port of `machine` leads to `link`."""
+        self.machine = machine
+        self.boot_seconds = 0.0  # that `boot` took
+        self.clock_is_late = False  # the guest's time is that of the machine it was forked from
+        self._link = link
+        self._runner: threading.Thread | None = None
+        self._outcome: Outcome | None = None  # of the last run
+        self._error: BaseException | None = None
+        self._lost = ""  # why the agent does not listen any more
+        self._lock = threading.Lock()  # one request at a time
+
+    @classmethod
+    def boot(
+        cls,
+        kernel: str | os.PathLike[str],
+        *,
+        add: Iterable[str] = (),
+        modules: Iterable[str] = (),
+        timeout: float = BOOT_S,
+        **options: Any,
+    ) -> GuestMachine:
+        """Boot `kernel`, a path, until its init answers; `add` is as ``--add`` has it, `modules`
+        names kernel modules to load, `options` are further fields of `MachineConfig`.
+
+        Raises `ConfigError`, `BootError`, `KvmError`, and `GuestEndedError`.
+        """
+        started = time.monotonic()
+        link = Link()
+        config = configure(kernel, add=add, modules=modules, **options)
+        with contextlib.ExitStack() as undo:
+            undo.callback(link.close)
+            self = cls(Machine(with_port(config, link)), link)
+            undo.callback(self.close)
+            link.connected()
+            self.greet(timeout)
+            self.boot_seconds = time.monotonic() - started
+            undo.pop_all()
+        return self
+
+    def fork(self, **changes: Any) -> GuestMachine:
+        """A machine of its own that goes on where this one stands; `changes` as `Machine.fork`.
+
+        This one rests until it is asked for something again, and may be forked again meanwhile.
+        """
+        self.rest()
+        link = Link()
+        with contextlib.ExitStack() as undo:
+            undo.callback(link.close)
+            ports = with_port(self.machine.config, link).ports
+            fork = GuestMachine(self.machine.fork(**{"ports": ports, **changes}), link)
+            link.connected()
+            undo.pop_all()
+        fork.clock_is_late = True
+        return fork
+
+    # ── what it is asked for ─────────────────────────────────────────────────────────────────
+
+    @overload
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        input: str | bytes = ...,
+        timeout: float | None = ...,
+        cwd: str = ...,
+        env: Mapping[str, str] | None = ...,
+        check: bool = ...,
+        text: Literal[True] = ...,
+        output_max: int = ...,
+    ) -> Completed[str]: ...
+
+    @overload
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        input: str | bytes = ...,
+        timeout: float | None = ...,
+        cwd: str = ...,
+        env: Mapping[str, str] | None = ...,
+        check: bool = ...,
+        text: Literal[False],
+        output_max: int = ...,
+    ) -> Completed[bytes]: ...
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        input: str | bytes = b"",
+        timeout: float | None = COMMAND_S,
+        cwd: str = "/",
+        env: Mapping[str, str] | None = None,
+        check: bool = False,
+        text: bool = True,
+        output_max: int = OUTPUT_MAX,
+    ) -> Completed[str] | Completed[bytes]:
+        """Run a command in the guest: a list as it is, text by the guest's /bin/sh.
+
+        `input` is its standard input, `env` what its environment has beside init's. After `timeout`
+        seconds it is killed, with its session, and so it is when it has written `output_max` bytes.
+        It is over when its process is: what that leaves in the background goes on, but has nowhere
+        to write to. The output is text in UTF-8 or, with ``text=False``, bytes.
+
+        Raises `ConfigError` for a command that cannot be sent, `CommandTimeoutError` and
+        `OutputError`, with `check` `CommandError` for a code other than 0, and `GuestEndedError`.
+        """
+        words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        request = wire.command(words, cwd, env or {})
+        data = input.encode(errors="surrogateescape") if isinstance(input, str) else input
+        try:
+            done = self._ask(request, data, timeout, output_max)
+        except PykvmError as error:
+            error.add_note(f"the command was {command!r}")
+            raise
+        shown = _as_text(done) if text else done
+        if check and done.code:
+            raise CommandError(f"{command!r} ended with code {done.code}", shown)
+        return shown
+
+    def read_file(self, path: str, timeout: float | None = COMMAND_S) -> bytes:
+        """A file of the guest's. Raises `OSError` as it was in the guest, and as `run`."""
+        done = self._ask(wire.read(path), b"", timeout)
+        if done.code:
+            raise _os_error(done.code, path)
+        return done.stdout
+
+    def write_file(
+        self,
+        path: str,
+        data: str | bytes,
+        mode: int = 0o644,
+        timeout: float | None = COMMAND_S,
+    ) -> None:
+        """Make a file of the guest's, or replace what is in it. Raises as `read_file`."""
+        content = data.encode() if isinstance(data, str) else data
+        done = self._ask(wire.write(path, mode), content, timeout)
+        if done.code:
+            raise _os_error(done.code, path)
+
+    @property
+    def console(self) -> str:
+        """What the guest wrote to its console, also before it was forked."""
+        return self.machine.console_log.decode(errors="replace")
+
+    # ── how it runs ──────────────────────────────────────────────────────────────────────────
+
+    def greet(self, timeout: float) -> None:
+        """Let the guest run until its init is there. Raises `GuestEndedError`."""
+        with self._lock, self._running():
+            self._link.greet(timeout)
+
+    def _ask(
+        self, request: bytes, input: bytes, timeout: float | None, output_max: int = OUTPUT_MAX
+    ) -> Completed[bytes]:
+        with self._lock, self._running():
+            if self.clock_is_late:
+                request = wire.clock(time.time_ns()) + request
+                self.clock_is_late = False
+            return self._link.ask(request, input, timeout, output_max)
+
+    @contextlib.contextmanager
+    def _running(self) -> Any:
+        """The guest runs. Whatever breaks off what it was asked for leaves it lost."""
+        if self._lost:
+            raise GuestEndedError(f"the machine cannot be used any more: {self._lost}")
+        self._start()
+        try:
+            yield
+        except LinkError as error:
+            self._lost = str(error)
+            self._explain()
+            raise GuestEndedError(self._lost, self._last_words()) from None
+        except PykvmError:
+            raise
+        except BaseException:
+            self._lost = "a command was broken off"
+            raise
+
+    def _start(self) -> None:
+        if self._runner is None:
+            self._runner = threading.Thread(target=self._run, name="guest", daemon=True)
+            self._runner.start()
+
+    def _run(self) -> None:
+        """On the thread of its own."""
+        try:
+            self._outcome = self.machine.run()
+        except BaseException as error:  # raised where something is asked for
+            self._error = error
+        if self._error is not None or self._has_ended:
+            self._link.hang_up()
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._outcome is not None and self._outcome.reason not in RESUMABLE
+
+    def rest(self) -> None:
+        """Let the guest stand still, until it is asked for something. Raises what its run did."""
+        with self._lock:
+            self._stop()
+        if self._error is not None:
+            raise self._error
+        if self._lost or self._has_ended:
+            self._explain()
+            raise GuestEndedError(self._lost, self._last_words())
+
+    def _stop(self) -> None:
+        while self._runner is not None:
+            self.machine.stop()  # which counts for nothing when its run has not begun yet
+            self._runner.join(STOP_S)
+            if not self._runner.is_alive():
+                self._runner = None
+
+    def _explain(self) -> None:
+        """Nobody answers: find out why."""
+        self._stop()
+        if self._error is not None:
+            raise self._error
+        if self._has_ended:
+            assert self._outcome is not None
+            self._lost = f"the guest ended: {self._outcome.reason.value}"
+
+    def _last_words(self) -> str:
+        report = self._outcome.report if self._outcome is not None else ""
+        return report or self.console
+
+    def close(self) -> None:
+        """Destroy the machine. Safe to call twice."""
+        self._stop()
+        self._link.close()
+        self.machine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def configure(
+    kernel: str | os.PathLike[str],
+    *,
+    add: Iterable[str] = (),
+    modules: Iterable[str] = (),
+    **options: Any,
+) -> MachineConfig:
+    """What `GuestMachine.boot` boots, but for where its port leads."""
+    fields: dict[str, Any] = {"cmdline": CMDLINE_DEFAULT, **options}
+    kinds = ["ports"] + (["disk"] if fields.get("disks") else [])
+    names = [TRANSPORTS.get(fields.get("transport", "pci"), "")]
+    names += [name for kind in kinds for name in KINDS[kind]]
+    initrd = default_initrd(os.fspath(kernel), add=add, modules=[*names, *modules], ports=[PORT])
+    return MachineConfig(
+        **fields, kernel=kernel, initrd=(initrd,), ports=(PortConfig(PORT, "fd:0"),)
+    )
+
+
+def with_port(config: MachineConfig, link: Link) -> MachineConfig:
+    """The same, with its agent's port led to `link`."""
+    ports = [port if port.name != PORT else PortConfig(PORT, link.port) for port in config.ports]
+    return config._replace(ports=tuple(ports))
+
+
+def _as_text(done: Completed[bytes]) -> Completed[str]:
+    texts = (out.decode(errors="surrogateescape") for out in done[1:])
+    return Completed(done.code, *texts)
+
+
+def _os_error(code: int, path: str) -> OSError:
+    return OSError(code, os.strerror(code), path)

@@ -1,0 +1,131 @@
+"""The pytest plugin, with machines that are none."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+MACHINES = """
+import pytest
+import pykvm.pytest
+
+booted = []
+
+class Machine:
+    def __init__(self, name):
+        self.name, self.forks, self.console, self.closed = name, 0, f"console of {name}", False
+
+    def fork(self):
+        self.forks += 1
+        return Machine(f"{self.name}/{self.forks}")
+
+    def close(self):
+        self.closed = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+@pytest.fixture(autouse=True, scope="session")
+def no_boot():
+    def boot(**options):
+        booted.append(Machine(f"{options}"))
+        return booted[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pykvm.pytest, "boot", boot)
+        yield booted
+    assert all(machine.closed for machine in booted)
+"""
+
+
+@pytest.fixture
+def session(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest(MACHINES)
+    return pytester
+
+
+def test_every_test_has_a_fork_of_one_machine(session: pytest.Pytester) -> None:
+    session.makepyfile("""
+        import pytest
+
+        names = set()
+
+        @pytest.mark.parametrize("case", range(3))
+        def test_one(vm, machine, case):
+            names.add(vm.name)
+            assert vm.name == f"{machine.name}/{case + 1}"
+
+        def test_there_was_one_boot(no_boot):
+            assert len(no_boot) == 1 and len(names) == 3
+    """)
+    session.runpytest().assert_outcomes(passed=4)
+
+
+def test_markers_describe_the_machine_and_equal_ones_share_it(session: pytest.Pytester) -> None:
+    session.makepyfile("""
+        import pytest
+
+        pytestmark = pytest.mark.pykvm(memory="64M", kernel="other")
+
+        @pytest.mark.pykvm(cpus=2)
+        def test_more(vm):
+            assert "'cpus': 2" in vm.name and "'memory': '64M'" in vm.name
+
+        @pytest.mark.pykvm(cpus=2)
+        def test_the_same(vm):
+            assert "'kernel': 'other'" in vm.name and vm.name.endswith("/2")
+
+        @pytest.mark.pykvm(memory="32M")
+        def test_the_nearest_counts(vm, no_boot):
+            assert "'memory': '32M'" in vm.name
+            assert len(no_boot) == 2
+    """)
+    session.runpytest("--pykvm-kernel", "6.1", "--strict-markers").assert_outcomes(passed=3)
+
+
+def test_command_line_names_the_kernel(session: pytest.Pytester) -> None:
+    session.makepyfile("""
+        def test_kernel(vm):
+            assert "'kernel': '6.1'" in vm.name
+    """)
+    session.runpytest("--pykvm-kernel", "6.1").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("wrong", ["cpu=2", "'6.1'"])
+def test_marker_with_something_else_is_refused(session: pytest.Pytester, wrong: str) -> None:
+    session.makepyfile(f"""
+        import pytest
+
+        @pytest.mark.pykvm({wrong})
+        def test_it(vm):
+            pass
+    """)
+    result = session.runpytest()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*unknown; write NAME=VALUE with one of kernel, cpus,*"])
+
+
+def test_failure_comes_with_the_console(session: pytest.Pytester) -> None:
+    session.makepyfile("""
+        def test_good(vm):
+            pass
+
+        def test_bad(vm):
+            assert False
+    """)
+    result = session.runpytest()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*console of the pykvm machine*", "console of {*}/2"])
+    assert "}/1" not in result.stdout.str()
+
+
+def test_tests_without_a_machine_boot_none(session: pytest.Pytester) -> None:
+    session.makepyfile("""
+        def test_nothing(no_boot):
+            assert not no_boot
+    """)
+    session.runpytest().assert_outcomes(passed=1)
