@@ -86,7 +86,7 @@ def locked(name: str, note: Callable[[str], None] | None = None) -> Iterator[Pat
     import fcntl
 
     directory = cache_dir() / name
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:

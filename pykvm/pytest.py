@@ -34,11 +34,17 @@ CONSOLE_SHOWN: Final = 8000  # characters
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--pykvm-kernel``."""
-    parser.getgroup("pykvm").addoption(
+    """What the command line may say."""
+    group = parser.getgroup("pykvm")
+    group.addoption(
         "--pykvm-kernel",
         metavar="KERNEL",
         help="the kernel of the guests, a path or as 'pykvm boot' takes it (default: its default)",
+    )
+    group.addoption(
+        "--pykvm-no-cache",
+        action="store_true",
+        help="boot the guests, though they were booted before and kept, and keep none",
     )
 
 
@@ -56,7 +62,7 @@ def pykvm_machines(pytestconfig: pytest.Config) -> Iterator[Machines]:
         options = {"kernel": pytestconfig.getoption("--pykvm-kernel"), **options}
         key = repr(sorted(options.items()))
         if key not in booted:
-            booted[key] = boot(**options)
+            booted[key] = boot(**options, cache=not pytestconfig.getoption("--pykvm-no-cache"))
         return booted[key]
 
     yield machine
@@ -100,9 +106,12 @@ def boot(
     modules: tuple[str, ...] = (),
     disks: tuple[str, ...] = (),
     setup: tuple[str, ...] = (),
+    cache: bool = True,
 ) -> GuestMachine:
-    """Boot a machine with busybox's commands. Skips where the host cannot."""
-    from pykvm.agent import GuestMachine
+    """A machine with busybox's commands, at rest. Skips where the host cannot."""
+    from pykvm.agent import cached
+    from pykvm.agent.config import configure
+    from pykvm.agent.guest import BOOT_S
     from pykvm.config import CMDLINE_DEFAULT, parse_size
 
     options: dict[str, Any] = {
@@ -115,15 +124,17 @@ def boot(
     if disks:
         options["disks"] = tuple(map(_disk, _listed(disks)))
     _skip_where_linux_cannot_run()
-    machine = GuestMachine.boot(_find_kernel(kernel), **options)
-    try:
-        for command in (INSTALL, *_listed(setup)):
-            machine.run(command, check=True)
-        machine.rest()
-    except BaseException:
-        machine.close()
-        raise
-    return machine
+    config = configure(_find_kernel(kernel), **options)
+    commands = (INSTALL, *_listed(setup))
+    if not cache:
+        return cached.boot(config, commands, BOOT_S)
+    return cached.boot_once(config, commands, BOOT_S, _warn)
+
+
+def _warn(message: str) -> None:
+    import warnings
+
+    warnings.warn(pytest.PytestWarning(f"pykvm: {message}"), stacklevel=2)
 
 
 def _listed(value: str | tuple[str, ...]) -> tuple[str, ...]:

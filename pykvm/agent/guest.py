@@ -11,28 +11,24 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from pykvm.agent import wire
+from pykvm.agent.config import configure, saved_config, with_port
 from pykvm.agent.errors import CommandError, GuestEndedError
 from pykvm.agent.link import OUTPUT_MAX, Completed, Link, LinkError
-from pykvm.boot.guestimage import default_initrd
-from pykvm.boot.modules import KINDS, TRANSPORTS
-from pykvm.config import CMDLINE_DEFAULT, MachineConfig
+from pykvm.agent.runner import Runner
 from pykvm.errors import PykvmError
-from pykvm.machine import RESUMABLE, Machine
-from pykvm.virtio.config.console import PortConfig
+from pykvm.machine import Machine
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from pykvm.outcome import Outcome
+    from pykvm.config import MachineConfig
 
-PORT: Final = "pykvm.agent"
 BOOT_S: Final = 120.0  # until init answers; seconds on most hosts, a minute on an emulated one
 COMMAND_S: Final = 60.0
-STOP_S: Final = 0.1  # before it is tried again
 
 
 class GuestMachine:
@@ -44,9 +40,7 @@ class GuestMachine:
         self.boot_seconds = 0.0  # that `boot` took
         self.clock_is_late = False  # the guest's time is that of the machine it was forked from
         self._link = link
-        self._runner: threading.Thread | None = None
-        self._outcome: Outcome | None = None  # of the last run
-        self._error: BaseException | None = None
+        self._runner = Runner(machine, on_end=link.hang_up)
         self._lost = ""  # why the agent does not listen any more
         self._lock = threading.Lock()  # one request at a time
 
@@ -65,17 +59,47 @@ class GuestMachine:
 
         Raises `ConfigError`, `BootError`, `KvmError`, and `GuestEndedError`.
         """
+        return cls.start(configure(kernel, add=add, modules=modules, **options), timeout)
+
+    @classmethod
+    def start(cls, config: MachineConfig, timeout: float = BOOT_S) -> GuestMachine:
+        """Boot what `configure` has made."""
         started = time.monotonic()
-        link = Link()
-        config = configure(kernel, add=add, modules=modules, **options)
-        with contextlib.ExitStack() as undo:
-            undo.callback(link.close)
-            self = cls(Machine(with_port(config, link)), link)
-            undo.callback(self.close)
-            link.connected()
+        self = cls._make(lambda link: Machine(with_port(config, link)))
+        try:
             self.greet(timeout)
-            self.boot_seconds = time.monotonic() - started
-            undo.pop_all()
+        except BaseException:
+            self.close()
+            raise
+        self.boot_seconds = time.monotonic() - started
+        return self
+
+    @classmethod
+    def restore(cls, folder: str | os.PathLike[str], **options: Any) -> GuestMachine:
+        """Go on where one rested that was saved in `folder` (`machine.snapshot`); `options` as
+        `Machine.restore`. Raises as that."""
+        config = saved_config(os.fspath(folder))
+        return cls._copy(
+            lambda link: Machine.restore(
+                folder, **{"ports": with_port(config, link).ports, **options}
+            )
+        )
+
+    @classmethod
+    def _make(cls, machine: Callable[[Link], Machine]) -> GuestMachine:
+        link = Link()
+        try:
+            self = cls(machine(link), link)
+        except BaseException:
+            link.close()
+            raise
+        link.connected()
+        return self
+
+    @classmethod
+    def _copy(cls, machine: Callable[[Link], Machine]) -> GuestMachine:
+        self = cls._make(machine)
+        self.clock_is_late = True
         return self
 
     def fork(self, **changes: Any) -> GuestMachine:
@@ -84,15 +108,10 @@ class GuestMachine:
         This one rests until it is asked for something again, and may be forked again meanwhile.
         """
         self.rest()
-        link = Link()
-        with contextlib.ExitStack() as undo:
-            undo.callback(link.close)
-            ports = with_port(self.machine.config, link).ports
-            fork = GuestMachine(self.machine.fork(**{"ports": ports, **changes}), link)
-            link.connected()
-            undo.pop_all()
-        fork.clock_is_late = True
-        return fork
+        config = self.machine.config
+        return GuestMachine._copy(
+            lambda link: self.machine.fork(**{"ports": with_port(config, link).ports, **changes})
+        )
 
     # ── what it is asked for ─────────────────────────────────────────────────────────────────
 
@@ -201,74 +220,35 @@ class GuestMachine:
             return self._link.ask(request, input, timeout, output_max)
 
     @contextlib.contextmanager
-    def _running(self) -> Any:
+    def _running(self) -> Iterator[None]:
         """The guest runs. Whatever breaks off what it was asked for leaves it lost."""
         if self._lost:
             raise GuestEndedError(f"the machine cannot be used any more: {self._lost}")
-        self._start()
+        self._runner.start()
         try:
             yield
         except LinkError as error:
-            self._lost = str(error)
-            self._explain()
-            raise GuestEndedError(self._lost, self._last_words()) from None
-        except PykvmError:
+            self._runner.stop()
+            self._lost = self._runner.ending or str(error)
+            raise GuestEndedError(self._lost, self._runner.report or self.console) from None
+        except PykvmError:  # the command's end, not the guest's
             raise
         except BaseException:
             self._lost = "a command was broken off"
             raise
 
-    def _start(self) -> None:
-        if self._runner is None:
-            self._runner = threading.Thread(target=self._run, name="guest", daemon=True)
-            self._runner.start()
-
-    def _run(self) -> None:
-        """On the thread of its own."""
-        try:
-            self._outcome = self.machine.run()
-        except BaseException as error:  # raised where something is asked for
-            self._error = error
-        if self._error is not None or self._has_ended:
-            self._link.hang_up()
-
-    @property
-    def _has_ended(self) -> bool:
-        return self._outcome is not None and self._outcome.reason not in RESUMABLE
-
     def rest(self) -> None:
-        """Let the guest stand still, until it is asked for something. Raises what its run did."""
+        """Let the guest stand still, until it is asked for something. Raises `GuestEndedError`."""
         with self._lock:
-            self._stop()
-        if self._error is not None:
-            raise self._error
-        if self._lost or self._has_ended:
-            self._explain()
-            raise GuestEndedError(self._lost, self._last_words())
-
-    def _stop(self) -> None:
-        while self._runner is not None:
-            self.machine.stop()  # which counts for nothing when its run has not begun yet
-            self._runner.join(STOP_S)
-            if not self._runner.is_alive():
-                self._runner = None
-
-    def _explain(self) -> None:
-        """Nobody answers: find out why."""
-        self._stop()
-        if self._error is not None:
-            raise self._error
-        if self._has_ended:
-            assert self._outcome is not None
-            self._lost = f"the guest ended: {self._outcome.reason.value}"
-
-    def _last_words(self) -> str:
-        report = self._outcome.report if self._outcome is not None else ""
-        return report or self.console
+            self._runner.stop()
+            self._lost = self._lost or self._runner.ending
+        if self._lost:
+            raise GuestEndedError(self._lost, self._runner.report or self.console)
 
     def close(self) -> None:
         """Destroy the machine. Safe to call twice."""
-        self._stop()
+        with contextlib.suppress(PykvmError):  # it was told when something was asked for, or never
+            self._runner.stop()
         self._link.close()
         self.machine.close()
 
@@ -277,30 +257,6 @@ class GuestMachine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def configure(
-    kernel: str | os.PathLike[str],
-    *,
-    add: Iterable[str] = (),
-    modules: Iterable[str] = (),
-    **options: Any,
-) -> MachineConfig:
-    """What `GuestMachine.boot` boots, but for where its port leads."""
-    fields: dict[str, Any] = {"cmdline": CMDLINE_DEFAULT, **options}
-    kinds = ["ports"] + (["disk"] if fields.get("disks") else [])
-    names = [TRANSPORTS.get(fields.get("transport", "pci"), "")]
-    names += [name for kind in kinds for name in KINDS[kind]]
-    initrd = default_initrd(os.fspath(kernel), add=add, modules=[*names, *modules], ports=[PORT])
-    return MachineConfig(
-        **fields, kernel=kernel, initrd=(initrd,), ports=(PortConfig(PORT, "fd:0"),)
-    )
-
-
-def with_port(config: MachineConfig, link: Link) -> MachineConfig:
-    """The same, with its agent's port led to `link`."""
-    ports = [port if port.name != PORT else PortConfig(PORT, link.port) for port in config.ports]
-    return config._replace(ports=tuple(ports))
 
 
 def _as_text(done: Completed[bytes]) -> Completed[str]:
