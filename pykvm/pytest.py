@@ -12,6 +12,7 @@ Read `agent` for what `vm` is, docs/pytest.md for all that a marker may say.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,21 +54,55 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
 
 
-@pytest.fixture(scope="session")
-def pykvm_machines(pytestconfig: pytest.Config) -> Iterator[Machines]:
-    """``pykvm_machines(cpus=2)``: the machine with these options, booted when first asked for."""
-    booted: dict[str, GuestMachine] = {}
+class Stock:
+    """The machines of a run, and for each a fork of it that a test has left behind."""
 
-    def machine(**options: Any) -> GuestMachine:
-        options = {"kernel": pytestconfig.getoption("--pykvm-kernel"), **options}
+    def __init__(self, cache: bool) -> None:
+        self._cache = cache
+        self._booted: dict[str, GuestMachine] = {}
+        self._left: dict[tuple[GuestMachine, int], GuestMachine] = {}
+
+    def machine(self, **options: Any) -> GuestMachine:
+        """The machine with these options, booted when first asked for."""
         key = repr(sorted(options.items()))
-        if key not in booted:
-            booted[key] = boot(**options, cache=not pytestconfig.getoption("--pykvm-no-cache"))
-        return booted[key]
+        if key not in self._booted:
+            self._booted[key] = boot(**options, cache=self._cache)
+        return self._booted[key]
 
-    yield machine
-    for each in booted.values():
-        each.close()
+    @contextlib.contextmanager
+    def fork(self, machine: GuestMachine) -> Iterator[GuestMachine]:
+        """A fork of `machine`. To take one back to its beginning is cheaper than to make one."""
+        now = (machine, machine.asked)  # it may be asked for something, and is another then
+        with contextlib.ExitStack() as stack:
+            vm = self._left.pop(now, None)
+            if vm is not None:
+                stack.push(vm)
+                vm.reset()
+            else:
+                vm = stack.enter_context(machine.fork())
+            yield vm
+            if vm.is_as_forked and vm.is_usable:
+                stack.pop_all()
+                self._left[now] = vm
+
+    def close(self) -> None:
+        for machine in (*self._left.values(), *self._booted.values()):
+            machine.close()
+
+
+@pytest.fixture(scope="session")
+def pykvm_stock(pytestconfig: pytest.Config) -> Iterator[Stock]:
+    """What the other fixtures take from."""
+    stock = Stock(cache=not pytestconfig.getoption("--pykvm-no-cache"))
+    yield stock
+    stock.close()
+
+
+@pytest.fixture(scope="session")
+def pykvm_machines(pytestconfig: pytest.Config, pykvm_stock: Stock) -> Machines:
+    """``pykvm_machines(cpus=2)``: the machine with these options, at rest: fork it."""
+    kernel = pytestconfig.getoption("--pykvm-kernel")
+    return lambda **options: pykvm_stock.machine(**{"kernel": kernel, **options})
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +112,11 @@ def machine(pykvm_machines: Machines) -> GuestMachine:
 
 
 @pytest.fixture
-def vm(request: pytest.FixtureRequest, pykvm_machines: Machines) -> Iterator[GuestMachine]:
+def vm(
+    request: pytest.FixtureRequest, pykvm_machines: Machines, pykvm_stock: Stock
+) -> Iterator[GuestMachine]:
     """A fork of the machine that the test's marker describes."""
-    with pykvm_machines(**_options(request.node)).fork() as fork:
+    with pykvm_stock.fork(pykvm_machines(**_options(request.node))) as fork:
         yield fork
 
 

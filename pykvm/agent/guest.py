@@ -19,6 +19,7 @@ from pykvm.agent.config import configure, saved_config, with_port
 from pykvm.agent.errors import CommandError, GuestEndedError
 from pykvm.agent.link import OUTPUT_MAX, Completed, Link, LinkError
 from pykvm.agent.runner import Runner
+from pykvm.devices.vmgenid import SIZE as GENERATION_ID_SIZE
 from pykvm.errors import PykvmError
 from pykvm.machine import Machine
 
@@ -32,13 +33,16 @@ COMMAND_S: Final = 60.0
 
 
 class GuestMachine:
-    """A machine (`machine`) with an agent. A context manager; `boot` or `fork` makes one."""
+    """A machine with an agent. A context manager; `boot`, `restore` or `fork` makes one."""
 
-    def __init__(self, machine: Machine, link: Link) -> None:
-        """Owns both. The port of `machine` leads to `link`."""
-        self.machine = machine
+    def __init__(self, machine: Machine, link: Link, past: str = "") -> None:
+        """Owns both. The port of `machine` leads to `link`; `past` was on its console before."""
         self.boot_seconds = 0.0  # that `boot` took
-        self.clock_is_late = False  # the guest's time is that of the machine it was forked from
+        self.is_as_forked = False  # or was, before it ran: `reset` makes a new fork of it
+        self.asked = 0  # how often
+        self._machine = machine
+        self._past = past
+        self._clock_is_late = False  # the guest's time is that of the machine it was forked from
         self._link = link
         self._runner = Runner(machine, on_end=link.hang_up)
         self._lost = ""  # why the agent does not listen any more
@@ -86,10 +90,10 @@ class GuestMachine:
         )
 
     @classmethod
-    def _make(cls, machine: Callable[[Link], Machine]) -> GuestMachine:
+    def _make(cls, machine: Callable[[Link], Machine], past: str = "") -> GuestMachine:
         link = Link()
         try:
-            self = cls(machine(link), link)
+            self = cls(machine(link), link, past)
         except BaseException:
             link.close()
             raise
@@ -97,9 +101,9 @@ class GuestMachine:
         return self
 
     @classmethod
-    def _copy(cls, machine: Callable[[Link], Machine]) -> GuestMachine:
-        self = cls._make(machine)
-        self.clock_is_late = True
+    def _copy(cls, machine: Callable[[Link], Machine], past: str = "") -> GuestMachine:
+        self = cls._make(machine, past)
+        self._clock_is_late = self.is_as_forked = True
         return self
 
     def fork(self, **changes: Any) -> GuestMachine:
@@ -108,10 +112,20 @@ class GuestMachine:
         This one rests until it is asked for something again, and may be forked again meanwhile.
         """
         self.rest()
-        config = self.machine.config
+        self.is_as_forked = False  # `reset` leads here now
+        config = self._machine.config
         return GuestMachine._copy(
-            lambda link: self.machine.fork(**{"ports": with_port(config, link).ports, **changes})
+            lambda link: self._machine.fork(**{"ports": with_port(config, link).ports, **changes}),
+            self.console,
         )
+
+    def reset(self) -> None:
+        """Go back, in place, to where it was forked or restored, or last was forked itself: as
+        `Machine.reset`, but with a new generation id, as a new fork has. Raises as `rest`."""
+        self.rest()
+        self._machine.generation_id.value = os.urandom(GENERATION_ID_SIZE)
+        self._machine.reset()
+        self._clock_is_late = True
 
     # ── what it is asked for ─────────────────────────────────────────────────────────────────
 
@@ -201,7 +215,13 @@ class GuestMachine:
     @property
     def console(self) -> str:
         """What the guest wrote to its console, also before it was forked."""
-        return self.machine.console_log.decode(errors="replace")
+        return self._past + self._machine.console_log.decode(errors="replace")
+
+    @property
+    def machine(self) -> Machine:
+        """For all else. Whoever has it may change what `reset` does not take back."""
+        self.is_as_forked = False
+        return self._machine
 
     # ── how it runs ──────────────────────────────────────────────────────────────────────────
 
@@ -214,9 +234,10 @@ class GuestMachine:
         self, request: bytes, input: bytes, timeout: float | None, output_max: int = OUTPUT_MAX
     ) -> Completed[bytes]:
         with self._lock, self._running():
-            if self.clock_is_late:
+            self.asked += 1
+            if self._clock_is_late:
                 request = wire.clock(time.time_ns()) + request
-                self.clock_is_late = False
+                self._clock_is_late = False
             return self._link.ask(request, input, timeout, output_max)
 
     @contextlib.contextmanager
@@ -237,6 +258,11 @@ class GuestMachine:
             self._lost = "a command was broken off"
             raise
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be asked for something, as far as is known."""
+        return not (self._lost or self._runner.ending)
+
     def rest(self) -> None:
         """Let the guest stand still, until it is asked for something. Raises `GuestEndedError`."""
         with self._lock:
@@ -250,7 +276,7 @@ class GuestMachine:
         with contextlib.suppress(PykvmError):  # it was told when something was asked for, or never
             self._runner.stop()
         self._link.close()
-        self.machine.close()
+        self._machine.close()
 
     def __enter__(self) -> Self:
         return self

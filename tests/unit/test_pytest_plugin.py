@@ -15,10 +15,15 @@ booted = []
 class Machine:
     def __init__(self, name):
         self.name, self.forks, self.console, self.closed = name, 0, f"console of {name}", False
+        self.resets, self.asked, self.is_as_forked, self.is_usable = 0, 0, True, True
 
     def fork(self):
         self.forks += 1
         return Machine(f"{self.name}/{self.forks}")
+
+    def reset(self):
+        assert not self.closed
+        self.resets += 1
 
     def close(self):
         self.closed = True
@@ -57,10 +62,12 @@ def test_every_test_has_a_fork_of_one_machine(session: pytest.Pytester) -> None:
         @pytest.mark.parametrize("case", range(3))
         def test_one(vm, machine, case):
             names.add(vm.name)
-            assert vm.name == f"{machine.name}/{case + 1}"
+            vm.is_usable = case != 0
+            assert vm.name == f"{machine.name}/{min(case, 1) + 1}"
+            assert vm.resets == (case == 2)  # what can be used on is, and is no other to the test
 
         def test_there_was_one_boot(no_boot):
-            assert len(no_boot) == 1 and len(names) == 3
+            assert len(no_boot) == 1 and len(names) == 2
     """)
     session.runpytest().assert_outcomes(passed=4)
 
@@ -77,7 +84,7 @@ def test_markers_describe_the_machine_and_equal_ones_share_it(session: pytest.Py
 
         @pytest.mark.pykvm(cpus=2)
         def test_the_same(vm):
-            assert "'kernel': 'other'" in vm.name and vm.name.endswith("/2")
+            assert "'kernel': 'other'" in vm.name and vm.resets == 1
 
         @pytest.mark.pykvm(memory="32M")
         def test_the_nearest_counts(vm, no_boot):
@@ -85,6 +92,18 @@ def test_markers_describe_the_machine_and_equal_ones_share_it(session: pytest.Py
             assert len(no_boot) == 2
     """)
     session.runpytest("--pykvm-kernel", "6.1", "--strict-markers").assert_outcomes(passed=3)
+
+
+def test_machine_that_was_asked_for_something_has_new_forks(session: pytest.Pytester) -> None:
+    session.makepyfile("""
+        import pytest
+
+        @pytest.mark.parametrize("case", range(3))
+        def test_it(vm, machine, case):
+            assert vm.name.endswith(f"/{case + 1}")
+            machine.asked += 1
+    """)
+    session.runpytest().assert_outcomes(passed=3)
 
 
 def test_command_line_names_the_kernel(session: pytest.Pytester) -> None:
@@ -119,8 +138,8 @@ def test_failure_comes_with_the_console(session: pytest.Pytester) -> None:
     """)
     result = session.runpytest()
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*console of the pykvm machine*", "console of {*}/2"])
-    assert "}/1" not in result.stdout.str()
+    result.stdout.fnmatch_lines(["*console of the pykvm machine*", "console of {*}/1"])
+    assert result.stdout.str().count("console of {") == 1
 
 
 def test_tests_without_a_machine_boot_none(session: pytest.Pytester) -> None:
