@@ -24,6 +24,7 @@ SIZE = 16  # of each ring
 WAIT_MS = 60_000
 BUFFER = 64  # bytes of each
 RX_BUFFERS, TX_BUFFERS = 0x40000, 0x50000  # gpa
+PORT_RX, PORT_TX = 4, 5  # of port 1
 
 
 @pytest.fixture
@@ -40,8 +41,10 @@ class Driver:
         self.told = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.sent = [0] * device.queue_count
         self.seen = 0
+        self.given = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         device.interrupt = Interrupt()
         device.interrupt.set_fd(1 + CONTROL_RX, self.told)
+        device.interrupt.set_fd(1 + PORT_RX, self.given)
 
     def start(self) -> None:
         start(self.device, SIZE, ConsoleFeature.MULTIPORT)
@@ -76,9 +79,37 @@ class Driver:
         message = self.memory.read(RX_BUFFERS + BUFFER * head, size)
         return (*struct.unpack_from("<IHH", message), message[8:])
 
+    def open_port(self) -> None:
+        """A program in the guest opens port 1, and is ready to read; returns when that is known."""
+        self.offer(PORT_RX, 0x60000, BUFFER, writable=True)
+        self.say(1, Event.PORT_READY, 1)
+        self.say(1, Event.PORT_OPEN, 1)
+        self.say(0, Event.DEVICE_READY, 1)  # when that is answered, the others are heard
+        while self.hear()[1] != Event.PORT_ADD:
+            pass
+
+    def read_port(self) -> bytes:
+        """What port 1 has given; waits for it."""
+        poll = select.poll()
+        poll.register(self.given, select.POLLIN)
+        used = 0x1000 * (PORT_RX + 1) + 0x800
+        while struct.unpack("<H", self.memory.read(used + 2, 2))[0] == 0:
+            assert poll.poll(WAIT_MS)
+            os.eventfd_read(self.given)
+        return self.memory.read(0x60000, struct.unpack("<I", self.memory.read(used + 8, 4))[0])
+
+    def write_port(self, data: bytes) -> None:
+        """Write to port 1; returns when the host has it."""
+        self.memory.write(0x70000, data)
+        self.offer(PORT_TX, 0x70000, len(data), writable=False)
+        never = os.eventfd(0, os.EFD_CLOEXEC)
+        self.device.flush(never)
+        os.close(never)
+
     def close(self) -> None:
         self.device.close()
         os.close(self.told)
+        os.close(self.given)
 
 
 def test_a_port_is_a_name_and_where_it_leads() -> None:
@@ -185,11 +216,7 @@ def test_a_port_is_announced_named_and_written(memory: GuestMemory, tmp_path: Pa
     assert driver.hear() == (1, Event.PORT_OPEN, 1, b"")
     assert driver.hear() == (1, Event.PORT_NAME, 1, b"log")
     driver.say(1, Event.PORT_OPEN, 1)
-    memory.write(0x60000, b"\0words\n\xff")
-    driver.offer(5, 0x60000, 8, writable=False)
-    broken = os.eventfd(0, os.EFD_CLOEXEC)
-    device.flush(broken)
-    os.close(broken)
+    driver.write_port(b"\0words\n\xff")
     assert (tmp_path / "log").read_bytes() == b"\0words\n\xff"
     driver.close()
 
@@ -224,3 +251,33 @@ def test_a_restored_device_remembers_what_it_has_told(memory: GuestMemory, tmp_p
     second.say(0, Event.DEVICE_READY, 1)
     assert second.hear() == (1, Event.PORT_ADD, 0, b"")
     second.close()
+
+
+def test_a_client_that_comes_when_the_guest_has_the_port_open_is_heard(
+    memory: GuestMemory, tmp_path: Path
+) -> None:
+    driver = Driver(memory, VirtioConsole(memory, [PortConfig("a", f"unix:{tmp_path}/socket")]))
+    driver.start()
+    driver.offer_buffers()
+    driver.open_port()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/socket")
+        assert driver.hear() == (1, Event.PORT_OPEN, 1, b"")  # accepted, and nothing to read yet
+        client.sendall(b"late")
+        assert driver.read_port() == b"late"
+    driver.close()
+
+
+def test_a_port_goes_on_after_it_was_frozen_and_described(
+    memory: GuestMemory, tmp_path: Path
+) -> None:
+    """As a snapshot and a fork do with the machine that goes on."""
+    driver = Driver(memory, VirtioConsole(memory, [PortConfig("log", f"file:{tmp_path}/log")]))
+    driver.start()
+    driver.write_port(b"before")
+    driver.device.freeze()
+    driver.device.state()
+    driver.device.thaw()
+    driver.write_port(b" and after")
+    assert (tmp_path / "log").read_bytes() == b"before and after"
+    driver.close()
