@@ -96,6 +96,10 @@ class MachineConfig(Record):
             from pykvm.virtio.config.console import check_ports
 
             check_ports(self.ports)
+        if self.nets:
+            from pykvm.virtio.config.net import check_nets
+
+            check_nets(self.nets)
         if self.wait_gdb and self.gdb is None:
             raise ConfigError("--wait-gdb: there is nobody to wait for; add --gdb 1234")
         if "\0" in self.cmdline:

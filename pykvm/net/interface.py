@@ -46,6 +46,12 @@ def ioctl(request: int, name: str, value: bytes = b"") -> bytes:
         return bytes(fcntl.ioctl(any_socket, request, ifreq)[16:])
 
 
+def is_up(name: str) -> bool:
+    """Whether the interface is switched on."""
+    (flags,) = struct.unpack_from("<H", ioctl(SIOCGIFFLAGS, name))
+    return bool(flags & IFF_UP)
+
+
 def set_up(name: str) -> None:
     """Switch the interface on."""
     (flags,) = struct.unpack_from("<H", ioctl(SIOCGIFFLAGS, name))

@@ -96,6 +96,8 @@ def _start(words: list[str], fd: int) -> subprocess.Popen[str]:
         )
     except FileNotFoundError:
         raise HostError("--net user: passt is not installed; apt-get install passt") from None
+    except OSError as error:
+        raise HostError(f"--net user: passt cannot be run: {error.strerror}") from None
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -120,7 +122,10 @@ def _wait_until_ready(lines: Iterator[str]) -> None:
         if line.startswith(READY):
             return
         said.append(line)
-    raise ConfigError(f"--net user: passt refuses: {'; '.join(said) or 'it says nothing'}")
+    reason = "; ".join(said) or "it says nothing"
+    if "Failed to bind" in reason:
+        reason += "; the port is in use, or not yours to listen at: choose another for hostfwd="
+    raise ConfigError(f"--net user: passt refuses: {reason}")
 
 
 def _show(lines: Iterator[str]) -> None:

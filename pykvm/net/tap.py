@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from contextlib import ExitStack
 
 from pykvm._core import lib
@@ -51,16 +52,15 @@ OFFLOADS: Final = (
     (0x60, NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6 | NetFeature.HOST_USO),
 )
 
+MTU_MAX: Final = 65521  # drivers/net/tun.c: 65,535 with the Ethernet header
 MADE_NAME: Final = "pykvm%d"  # the kernel puts the first free number in
 
 
 def open_tap(config: NetConfig) -> Wire:
     """Attach to the TAP, or make it; put it on its bridge."""
     bridge = config.where if config.kind == "bridge" else ""
-    if bridge and not os.path.isdir(f"/sys/class/net/{bridge}/bridge"):
-        raise ConfigError(
-            f"--net: there is no bridge {bridge!r}; 'ip link add {bridge} type bridge' makes one"
-        )
+    if bridge and not interface.exists(bridge):
+        raise _no_bridge(bridge)
     wanted = MADE_NAME if bridge else config.where
     made = bool(bridge) or not interface.exists(wanted)
     resources = ExitStack()
@@ -70,6 +70,8 @@ def open_tap(config: NetConfig) -> Wire:
             _set_up(name, bridge, config)
         features = _offloads(fds[0]) if config.offload else 0
         mtu = config.mtu or interface.mtu(name)
+        if not interface.is_up(name):
+            print(f"pykvm: --net tap={name}: it is down; 'ip link set {name} up'", file=sys.stderr)
     except BaseException:
         resources.close()
         raise
@@ -146,14 +148,38 @@ def _set_up(name: str, bridge: str, config: NetConfig) -> None:
     """Configure the interface that was made."""
     try:
         if config.mtu or bridge:
-            interface.set_mtu(name, config.mtu or interface.mtu(bridge))
+            _set_mtu(name, bridge, config)
         if bridge:
-            interface.add_to_bridge(bridge, name)
+            _add_to_bridge(bridge, name)
         if config.host_address is not None:
             interface.set_address(name, config.host_address)
         interface.set_up(name)
     except OSError as error:
         raise ConfigError(f"--net {config.kind}={config.where}: {name}: {error.strerror}") from None
+
+
+def _set_mtu(name: str, bridge: str, config: NetConfig) -> None:
+    try:
+        interface.set_mtu(name, config.mtu or min(interface.mtu(bridge), MTU_MAX))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ConfigError(f"--net: mtu={config.mtu} is more than a TAP takes: {MTU_MAX}") from None
+
+
+def _add_to_bridge(bridge: str, name: str) -> None:
+    try:
+        interface.add_to_bridge(bridge, name)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise _no_bridge(bridge) from None
+
+
+def _no_bridge(name: str) -> ConfigError:
+    return ConfigError(
+        f"--net: there is no bridge {name!r}; 'ip link add {name} type bridge' makes one"
+    )
 
 
 def _offloads(fd: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -132,29 +133,96 @@ def test_a_guest_answers_its_neighbours(tmp_path: Path, kind: str) -> None:
     assert not any("FAILED" in line for line in said)
 
 
-IN_NAMESPACE = """
-"$@" | while read line; do
+def in_namespace(script: str, *words: str) -> str:
+    """What a shell script says, as root of a network namespace of its own. $@: a boot's words."""
+    namespace = [shutil.which("unshare") or "unshare", "--net"]
+    if os.geteuid() != 0:
+        namespace += ["--map-root-user"]
+    boot = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("network")]
+    command = [*namespace, "sh", "-c", script, "sh", *boot, "--timeout", str(TIMEOUT_S), *words]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=2 * TIMEOUT_S
+    )
+    if "unshare failed" in done.stdout and os.environ.get("CI") != "true":
+        pytest.skip(f"no network namespaces: {done.stdout}")
+    return done.stdout
+
+
+PING = """
+"$@" --append count=10 --net tap=t0,hostip=10.0.0.1/24,mtu=65521 | while read line; do
     echo "$line"
     case "$line" in *" answers as "*)
         busybox ping -q -c 5 -i 0.1 10.0.0.2
         busybox ping -q -c 5 -i 0.1 -s 65000 10.0.0.2;;
     esac
 done
-ip link show t0 2>&1
+ip link show t0
 """
 
 
 def test_a_guest_answers_the_hosts_ping_through_a_tap() -> None:
     """In one frame each: a TAP that we make takes packets of up to 65,521 bytes."""
-    namespace = [shutil.which("unshare") or "unshare", "--net"]
-    if os.geteuid() != 0:
-        namespace += ["--map-root-user"]
-    command = [*namespace, "sh", "-c", IN_NAMESPACE, "sh", sys.executable, "-m", "pykvm", "boot"]
-    command += [guest_programs.path("network"), "--timeout", str(TIMEOUT_S), "--append", "count=10"]
-    command += ["--net", "tap=t0,hostip=10.0.0.1/24,mtu=65521"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * TIMEOUT_S)
-    if "Operation not permitted" in done.stderr and os.environ.get("CI") != "true":
-        pytest.skip(f"no network namespaces: {done.stderr}")
-    assert done.stdout.count(" 5 packets received, 0% packet loss") == 2, done
-    assert "10 answered" in done.stdout
-    assert "does not exist" in done.stdout  # the TAP is gone
+    said = in_namespace(PING)
+    assert said.count(" 5 packets received, 0% packet loss") == 2, said
+    assert "10 answered" in said
+    assert '"t0" does not exist' in said
+
+
+REFUSALS = """
+try() { "$@"; echo "code $?"; }
+ip link add br0 type bridge
+ip tuntap add t9 mode tap
+try setpriv --bounding-set=-net_admin --inh-caps=-net_admin "$@" --net tap=t0
+try setpriv --bounding-set=-net_admin --inh-caps=-net_admin "$@" --net bridge=br0
+try "$@" --net bridge=br1
+try "$@" --net bridge=lo
+try "$@" --net tap=lo
+try "$@" --net tap=t0,mtu=65530
+try "$@" --net tap=t9,queues=2
+ip -o link
+"""
+
+
+def test_what_the_host_has_not_is_refused_and_nothing_is_left() -> None:
+    said = in_namespace(REFUSALS)
+    assert said.count("code 125\n") == 7, said
+    for reason in (
+        "tap=t0: to make a TAP takes root; let root run 'ip tuntap add t0 mode tap user",
+        "bridge=br0: to make a TAP takes root; or use --net user",
+        "there is no bridge 'br1'; 'ip link add br1 type bridge' makes one",
+        "there is no bridge 'lo'",
+        "lo is no TAP; choose another name",
+        "mtu=65530 is more than a TAP takes: 65521",
+        "t9 has one queue; make it with 'ip tuntap add t9 mode tap multi_queue'",
+    ):
+        assert reason in said
+    links = [line.split(": ")[1] for line in said.rpartition("code 125\n")[2].splitlines()]
+    assert sorted(links) == ["br0", "lo", "t9"]
+
+
+def test_a_machine_outlives_passt() -> None:
+    command = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("network")]
+    command += ["--net", "user", "--timeout", str(TIMEOUT_S)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as machine:
+        assert machine.stdout is not None
+        assert machine.stderr is not None
+        next(line for line in machine.stdout if "answers as" in line)
+        children = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text()
+        os.kill(int(children), signal.SIGKILL)
+        line = next(line for line in machine.stderr if "net user" in line)
+        assert line == "pykvm: net user: the other end is gone\n"
+        assert machine.poll() is None
+        machine.terminate()
+    assert machine.returncode == 128 + signal.SIGTERM
+
+
+def test_a_port_in_use_is_not_forwarded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("network")]
+        command += ["--net", f"user,hostfwd=tcp:127.0.0.1:{port}-:80"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 125
+    assert f"/{port}:80'" in done.stderr
+    assert "choose another for hostfwd=" in done.stderr

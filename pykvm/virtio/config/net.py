@@ -8,6 +8,7 @@ from pykvm.virtio.config.limits import WORDS, Limits, take_limits
 from pykvm.virtio.config.words import number, split
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv4Interface
     from typing import Any, Final
 
@@ -100,6 +101,19 @@ class NetConfig(Record):
 
 def _first(config: NetConfig) -> str:
     return f"{config.kind}={config.where}" if config.where else config.kind
+
+
+def check_nets(nets: Sequence[NetConfig]) -> None:
+    """Raise `ConfigError` when two cards of one machine want what only one can have."""
+    seen: set[str] = set()
+    for net in nets:
+        wants = [f"tap={net.where}"] if net.kind == "tap" else []
+        wants += [f"mac={net.mac.hex(':')}"] if net.mac else []
+        wants += [f"hostfwd={f.protocol}:{f.address}:{f.port}" for f in net.forwards]
+        for want in wants:
+            if want in seen:
+                raise ConfigError(f"--net: two cards have {want}; give one another")
+        seen.update(wants)
 
 
 def check_interface(name: str) -> None:

@@ -112,6 +112,20 @@ def test_wrong_options_are_refused_by_name(text: str) -> None:
         parse_net(text)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("tap=t", "tap=t"),
+        ("tap=t,mac=2:0:0:0:0:1", "user,mac=02:00:00:00:00:01"),
+        ("user,hostfwd=tcp:80-:80", "user,hostfwd=tcp:80-:81"),
+    ],
+)
+def test_two_cards_do_not_share_what_only_one_can_have(one: str, other: str) -> None:
+    with pytest.raises(ConfigError, match="--net: two cards have"):
+        config.check_nets([parse_net(one), parse_net(other)])
+    config.check_nets([parse_net(one), parse_net("socket=a"), parse_net("socket=a")])
+
+
 def test_limits_in_c_and_here_are_the_same() -> None:
     assert config.PAIRS_MAX == lib.PK_NET_PAIRS_MAX
 
