@@ -39,24 +39,22 @@ uint32_t pk_iov_slice(const struct iovec *iov, uint64_t offset, uint64_t len, st
     return count;
 }
 
-static uint64_t add(uint64_t sum, uint64_t value)
-{
-    sum += value;
-    return sum + (sum < value); /* the carry comes back at the low end */
-}
-
 /* The sum of `len` bytes as little-endian 16-bit numbers, not folded. */
 static uint64_t sum_of(const uint8_t *data, uint64_t len)
 {
-    uint64_t sum = 0, word;
+    unsigned __int128 sum = 0;
+    uint64_t word;
 
     for (; len >= 8; data += 8, len -= 8) {
         memcpy(&word, data, 8);
-        sum = add(sum, word);
+        sum += word;
     }
     word = 0;
     memcpy(&word, data, len);
-    return add(sum, word);
+    sum += word;
+    uint64_t low = (uint64_t)sum, carries = (uint64_t)(sum >> 64);
+    low += carries; /* they come back at the low end */
+    return low + (low < carries);
 }
 
 static uint16_t fold(uint64_t sum)
