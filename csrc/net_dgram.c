@@ -43,6 +43,10 @@ static int receive(struct pk_wire *wire, struct iovec *iov, uint32_t num, struct
     (void)iov, (void)num;
     for (;;) {
         if (wire->message == wire->message_num) {
+            if (wire->emptied) {
+                wire->emptied = 0;
+                return 0;
+            }
             int count = recvmmsg(wire->fd, wire->messages, MESSAGES, MSG_DONTWAIT, NULL);
             if (count < 0 && errno == ECONNRESET) { /* the other end has closed its socket */
                 wire->connected = 0;
@@ -52,6 +56,7 @@ static int receive(struct pk_wire *wire, struct iovec *iov, uint32_t num, struct
                 return 0;
             wire->message = 0;
             wire->message_num = (uint32_t)count;
+            wire->emptied = wire->message_num < MESSAGES;
         }
         const struct mmsghdr *message = &wire->messages[wire->message];
         uint8_t *slot = wire->buffer + (size_t)wire->message * SLOT;

@@ -44,6 +44,7 @@ static void hang_up(struct pk_wire *wire)
     wire->fd = wire->config->listening ? wire->config->fds[0] : -1;
     pk_wire_set_link(wire, 0);
     wire->cut_start = wire->cut_end = 0;
+    wire->emptied = 0;
     set_empty(wire);
 }
 
@@ -69,6 +70,10 @@ static void accept_other_end(struct pk_wire *wire)
 static int read_more(struct pk_wire *wire)
 {
     uint32_t have = wire->end - wire->start;
+    if (wire->emptied) {
+        wire->emptied = 0;
+        return 0;
+    }
     if (have == 0)
         set_empty(wire);
     else if (BUFFER_SIZE - wire->start < SIZE + NET_FRAME_MAX) {
@@ -77,6 +82,7 @@ static int read_more(struct pk_wire *wire)
         wire->end = MARGIN + have;
     }
     ssize_t len = recv(wire->fd, wire->buffer + wire->end, BUFFER_SIZE - wire->end, MSG_DONTWAIT);
+    wire->emptied = len > 0 && (size_t)len < BUFFER_SIZE - wire->end;
     if (len > 0)
         wire->end += (uint32_t)len;
     else if (len == 0 || (errno != EAGAIN && errno != EINTR))

@@ -48,6 +48,7 @@ struct pk_wire {
     uint32_t link;    /* atomic: the other end is there */
     uint64_t dropped; /* atomic: frames */
     uint8_t *buffer;  /* what was received and is not delivered yet */
+    int emptied;      /* the socket gave less than was asked for: poll() before asking again */
     /* PK_NET_STREAM: the bytes in `buffer`; the rest of a frame that a stop cut in two. */
     uint32_t start, end;
     uint8_t *cut;

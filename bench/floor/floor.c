@@ -7,7 +7,8 @@
  *                                two laps of touch.S: memory mapped privately, all state set
  *     floor start GUEST SIZE     print what the guest writes to COM1 until it writes to 0xf4
  *     floor echo GUEST SIZE [FILE BYTES]    as exits, for ring.c: a thread answers each write to
- * its notify register with an interrupt, and reads from FILE before
+ * its notify register with an interrupt, and reads from FILE before; where that is "-" it sends
+ * itself a datagram
  *
  * GUEST is a flat binary, entered at 1 MiB in 32-bit protected mode, paging off; SIZE its memory in
  * bytes. The machine is the one that pykvm makes: memfd memory, one memslot, in-kernel irqchip and
@@ -25,6 +26,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -292,7 +294,7 @@ static int bench_exits(struct machine *m)
 
 /* The device of `echo`: from ioeventfd to irqfd, and nothing between but the file. */
 struct echo {
-    int kick, call, file;
+    int kick, call, file, ends[2];
     size_t size;
     void *buffer;
 };
@@ -305,6 +307,9 @@ static void *answer(void *argument)
     while (read(echo->kick, &count, sizeof(count)) == sizeof(count)) {
         if (echo->file >= 0 && pread(echo->file, echo->buffer, echo->size, 0) < 0)
             err(125, "pread");
+        if (echo->ends[0] >= 0 && (send(echo->ends[0], echo->buffer, echo->size, 0) < 0 ||
+                                   recv(echo->ends[1], echo->buffer, echo->size, 0) < 0))
+            err(125, "a datagram");
         count = 1;
         if (write(echo->call, &count, sizeof(count)) < 0)
             err(125, "eventfd");
@@ -318,15 +323,16 @@ static void add_echo(struct machine *m, const char *file, const char *size)
     pthread_t thread;
 
     echo = (struct echo){.kick = eventfd(0, 0), .call = eventfd(0, EFD_NONBLOCK), .file = -1};
+    echo.ends[0] = -1;
     if (file != NULL) {
         echo.size = strtoul(size, NULL, 0);
-        echo.buffer = malloc(echo.size);
-        echo.file = open(file, O_RDONLY);
-        if (echo.file < 0 || echo.buffer == NULL)
+        echo.buffer = calloc(1, echo.size);
+        int ready = strcmp(file, "-") == 0 ? socketpair(AF_UNIX, SOCK_DGRAM, 0, echo.ends)
+                                           : (echo.file = open(file, O_RDONLY));
+        if (ready < 0 || echo.buffer == NULL)
             err(125, "%s", file);
     }
-    struct kvm_ioeventfd ioeventfd = {
-        .addr = NOTIFY, .len = 4, .fd = echo.kick, .flags = KVM_IOEVENTFD_FLAG_DATAMATCH};
+    struct kvm_ioeventfd ioeventfd = {.addr = NOTIFY, .len = 4, .fd = echo.kick};
     CALL(m->vm, KVM_IOEVENTFD, &ioeventfd);
     struct kvm_irqfd irqfd = {.fd = (uint32_t)echo.call, .gsi = NOTIFY_GSI};
     CALL(m->vm, KVM_IRQFD, &irqfd);

@@ -1,6 +1,7 @@
 /* One request after another through a virtqueue: laps of COUNT reads of sector 0, a write to MARK
  * before each lap. bench/ring.py runs it against pykvm's disk by virtio-mmio, and against a device
- * that only echoes: an ioeventfd at the notify register, an irqfd at the same GSI (floor.c).
+ * that only echoes: an ioeventfd at the notify register, an irqfd at the same GSI (floor.c). With
+ * NET a request is a frame to a network card, by queue 1, that comes back, by queue 0.
  *
  * So it asks the device nothing that an echo could not answer: features are written, not read; an
  * interrupt is the answer, and is not acknowledged, as with MSI-X. The echo's flags are always 0,
@@ -20,6 +21,7 @@
 enum reg {
     DRIVER_FEATURES = 0x020,
     DRIVER_FEATURES_SEL = 0x024,
+    QUEUE_SEL = 0x030,
     QUEUE_NUM = 0x038,
     QUEUE_READY = 0x044,
     QUEUE_NOTIFY = 0x050,
@@ -30,30 +32,36 @@ enum reg {
 };
 
 /* §2.7 Split Virtqueues */
-static struct {
-    uint64_t addr;
-    uint32_t len;
-    uint16_t flags, next;
-} desc[SIZE] __attribute__((aligned(16)));
-
-static volatile struct {
-    uint16_t flags, idx, ring[SIZE];
-} avail __attribute__((aligned(2)));
-
-static volatile struct {
-    uint16_t flags, idx;
+static struct queue {
     struct {
-        uint32_t id, len;
-    } ring[SIZE];
-} used __attribute__((aligned(4)));
+        uint64_t addr;
+        uint32_t len;
+        uint16_t flags, next;
+    } desc[SIZE] __attribute__((aligned(16)));
+    volatile struct {
+        uint16_t flags, idx, ring[SIZE];
+    } avail __attribute__((aligned(2)));
+    volatile struct {
+        uint16_t flags, idx;
+        struct {
+            uint32_t id, len;
+        } ring[SIZE];
+    } used __attribute__((aligned(4)));
+} queues[2];
 
+#ifdef NET
+#define LAST 1 /* the queue that is kicked */
+static uint8_t frame[12 + BYTES];
+static uint8_t data[12 + BYTES];
+#else
+#define LAST 0
 static struct {
     uint32_t type, reserved;
     uint64_t sector;
 } header;
-
 static uint8_t data[BYTES] __attribute__((aligned(4096)));
 static volatile uint8_t status;
+#endif
 volatile uint32_t interrupts; /* not static: on_device() is not C */
 static uint64_t idt[256];
 static uint64_t gdt[4] = {0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff}; /* flat, as entered with */
@@ -88,12 +96,29 @@ static void place(enum reg low, const volatile void *part)
     *reg(DEVICE + low) = (uint32_t)part;
 }
 
-static void describe(uint32_t i, volatile void *addr, uint32_t len, uint16_t flags)
+static void describe(struct queue *q, uint32_t i, volatile void *addr, uint32_t len, uint16_t flags)
 {
-    desc[i].addr = (uint32_t)addr;
-    desc[i].len = len;
-    desc[i].flags = flags;
-    desc[i].next = (uint16_t)(i + 1);
+    q->desc[i].addr = (uint32_t)addr;
+    q->desc[i].len = len;
+    q->desc[i].flags = flags;
+    q->desc[i].next = (uint16_t)(i + 1);
+}
+
+static void describe_request(void)
+{
+#ifdef NET
+    for (uint32_t i = 0; i < SIZE; i++) { /* all frames come into one buffer, behind a header */
+        describe(&queues[0], i, data, sizeof(data), 2);
+        queues[0].avail.ring[i] = (uint16_t)i;
+    }
+    queues[0].avail.idx = SIZE / 2; /* there is always one: the card never asks for more */
+    describe(&queues[1], 0, frame, sizeof(frame), 0);
+    queues[1].avail.flags = 1; /* that it is sent is no news */
+#else
+    describe(&queues[0], 0, &header, sizeof(header), 1);
+    describe(&queues[0], 1, data, sizeof(data), 1 | 2);
+    describe(&queues[0], 2, &status, 1, 2);
+#endif
 }
 
 static void start(void)
@@ -102,18 +127,19 @@ static void start(void)
     *reg(0xFEE000F0) = 0x1FF;          /* local APIC: on */
     *reg(0xFEC00000) = 0x10 + 2 * GSI; /* the IOAPIC's entry of this pin: edge, to CPU 0 */
     *reg(0xFEC00010) = VECTOR;
-    describe(0, &header, sizeof(header), 1);
-    describe(1, data, sizeof(data), 1 | 2);
-    describe(2, &status, 1, 2);
+    describe_request();
     *reg(DEVICE + STATUS) = 1 | 2;
     *reg(DEVICE + DRIVER_FEATURES_SEL) = 1;
     *reg(DEVICE + DRIVER_FEATURES) = 1; /* VERSION_1 */
     *reg(DEVICE + STATUS) = 1 | 2 | 8;
-    *reg(DEVICE + QUEUE_NUM) = SIZE;
-    place(QUEUE_DESC, desc);
-    place(QUEUE_DRIVER, &avail);
-    place(QUEUE_DEVICE, &used);
-    *reg(DEVICE + QUEUE_READY) = 1;
+    for (uint32_t i = 0; i <= LAST; i++) {
+        *reg(DEVICE + QUEUE_SEL) = i;
+        *reg(DEVICE + QUEUE_NUM) = SIZE;
+        place(QUEUE_DESC, queues[i].desc);
+        place(QUEUE_DRIVER, &queues[i].avail);
+        place(QUEUE_DEVICE, &queues[i].used);
+        *reg(DEVICE + QUEUE_READY) = 1;
+    }
     *reg(DEVICE + STATUS) = 1 | 2 | 8 | 4;
 }
 
@@ -121,10 +147,12 @@ static void request(void)
 {
     uint32_t before = interrupts;
 
-    __atomic_store_n(&avail.idx, (uint16_t)(avail.idx + 1), __ATOMIC_RELEASE);
+    for (uint32_t i = 0; i <= LAST; i++)
+        __atomic_store_n(&queues[i].avail.idx, (uint16_t)(queues[i].avail.idx + 1),
+                         __ATOMIC_RELEASE);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (!(used.flags & 1))
-        *reg(DEVICE + QUEUE_NOTIFY) = 0;
+    if (!(queues[LAST].used.flags & 1))
+        *reg(DEVICE + QUEUE_NOTIFY) = LAST;
     while (interrupts == before)
         __asm__ volatile("sti; hlt" : : : "memory");
 }
