@@ -1,104 +1,220 @@
-"""A guest's network through a TAP: pykvm beside QEMU's microvm and q35.
+"""Guests' networks through TAPs or passt: pykvm beside QEMU's microvm and q35.
 
-    pykvm lab -- python bench/net.py KERNEL [--cpus N] [--rounds N] [--json FILE]
+    pykvm lab -- python bench/net.py KERNEL [--wire tap|user] [--cpus N] [--rounds N] [--json FILE]
 
-All boot the same kernel with the same initrd (pykvm's own init, busybox, iperf3) on the same TAP,
-and measure against the host: TCP both ways, and how long a ping takes. Needs root, iperf3 and
-busybox; where /dev/kvm runs Linux, `pykvm lab --` can be left out.
+All run at once and sleep, with the same kernel and initrd (pykvm's own init, busybox, iperf3), each
+on a TAP or a passt of its own; the host measures one after the other, in turn: TCP both ways, and
+how long a byte takes to the guest and back. Nobody has vhost-net, and QEMU's passts are started as
+pykvm's are. Needs root, iperf3, busybox, and passt for --wire user; where /dev/kvm runs Linux,
+`pykvm lab --` can be left out.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import re
+import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 from boot import QEMU
 from measure import BUILD, Bar, Samples, interleaved, main, options, ratio, table
 
 from pykvm.boot.guestimage import default_initrd
 from pykvm.boot.modules import KINDS, TRANSPORTS
-from pykvm.virtio.config.net import parse_net
+from pykvm.net.passt import READY, SOCKET_BUFFER, command
+from pykvm.virtio.config.net import USER_MTU, parse_net
 
-TAP = "pykvmbench"
-HOST, GUEST = "10.9.0.1", "10.9.0.2/24"
-MEMORY_MIB = 512
+MEMORY_MIB = 256
 CMDLINE = "console=ttyS0 quiet panic=-1"
-TIMEOUT_S = 300
+BOOT_S, ANSWER_S = 120, 60
+IPERF, ECHO = 5201, 7  # ports of the guest
+FORWARDED = 7000  # and the host's, behind passt: two a guest
 SCRIPT = f"""
 mkdir -p /tmp
-iperf3 -c {HOST} -t 4 -O 1 -f m | grep receiver
-iperf3 -c {HOST} -t 4 -O 1 -f m -R | grep receiver
-busybox ping -q -c 50 -i 0.02 {HOST}
+busybox nc -ll -p {ECHO} -e busybox cat &
+iperf3 -s >/dev/null
 """
-QEMU_PCI = ("-M", "q35", "-device", "virtio-net-pci,netdev=n,romfile=")
-QEMU_MMIO = ("-M", "microvm,rtc=on", "-device", "virtio-net-device,netdev=n")
-TITLES = ("TCP to the host, Mb/s", "TCP to the guest, Mb/s", "ping, ms")
+SECONDS = 2  # of one TCP measurement, after one that is not counted
+BYTES = 50  # one after the other, for the latency
+MACHINES = {  # words, device
+    "QEMU q35": (("-M", "q35"), "virtio-net-pci,romfile="),
+    "QEMU microvm": (("-M", "microvm,rtc=on"), "virtio-net-device"),
+}
+TITLES = ("TCP to the guest, Mb/s", "TCP to the host, Mb/s", "a byte and back, ms")
 
 
-def figures(*words: object) -> tuple[float, ...]:
-    """Run a guest: megabits a second each way, milliseconds of a ping."""
-    command = [str(word) for word in words]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S)
-    rates = re.findall(rb"([\d.]+) Mbits/sec", done.stdout)
-    ping = re.search(rb"min/avg/max = [\d.]+/([\d.]+)/", done.stdout)
-    if len(rates) != 2 or ping is None:
-        sys.exit(f"{' '.join(command)}: {done.stdout!r} {done.stderr.decode()}")
-    return (*map(float, rates), float(ping[1]))
+class Address(NamedTuple):
+    """Where the host finds a guest."""
+
+    host: str
+    iperf: int
+    echo: int
+
+
+def rate(address: Address, *words: str) -> float:
+    """Megabits a second that arrive."""
+    line = ["iperf3", "-c", address.host, "-p", str(address.iperf), "-J", "-O", "1", *words]
+    done = subprocess.run([*line, "-t", str(SECONDS)], capture_output=True, timeout=ANSWER_S)
+    result = json.loads(done.stdout)
+    if "error" in result:
+        sys.exit(f"{' '.join(line)}: {result['error']}")
+    return float(result["end"]["sum_received"]["bits_per_second"]) / 1e6
+
+
+def latency_ms(address: Address) -> float:
+    """The median of what a byte takes to the guest and back."""
+    times = []
+    with socket.create_connection((address.host, address.echo), timeout=ANSWER_S) as end:
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(BYTES):
+            started = time.perf_counter()
+            end.sendall(b"x")
+            if not end.recv(1):
+                raise ConnectionError
+            times.append(time.perf_counter() - started)
+    return median(times) * 1e3
+
+
+def figures(address: Address) -> tuple[float, ...]:
+    """What is measured in a round."""
+    return rate(address), rate(address, "-R"), latency_ms(address)
+
+
+def wait_for(address: Address) -> Address:
+    """Returns once the guest answers."""
+    deadline = time.monotonic() + BOOT_S
+    while True:
+        try:
+            latency_ms(address)
+        except OSError:
+            if time.monotonic() > deadline:
+                sys.exit(f"the guest at {address} does not answer")
+            time.sleep(0.5)
+        else:
+            return address
+
+
+@contextmanager
+def running(line: Sequence[object], fds: Sequence[int] = ()) -> Iterator[None]:
+    """A machine, while the host measures."""
+    words = [str(word) for word in line]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(words, stdin=null, stdout=null, pass_fds=fds) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def passt(spec: str) -> Iterator[socket.socket]:
+    """One of QEMU's own, as pykvm starts it."""
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+    with theirs:
+        process = subprocess.Popen(
+            command(parse_net(spec), theirs.fileno()),
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with process, ours:
+        next(line for line in process.stderr or () if line.startswith(READY))
+        yield ours
+
+
+def cable(wire: str, number: int, stack: ExitStack) -> tuple[str, Address]:
+    """What ``--net`` is given for guest `number`, and where it will be found."""
+    if wire == "user":
+        iperf, echo = FORWARDED + 2 * number, FORWARDED + 2 * number + 1
+        forwards = f"hostfwd=tcp:{iperf}-:{IPERF},hostfwd=tcp:{echo}-:{ECHO}"
+        return f"user,{forwards}", Address("127.0.0.1", iperf, echo)
+    tap, network = f"pykvmbench{number}", f"10.9.{number}"
+    for line in (
+        f"ip tuntap add {tap} mode tap",
+        f"ip addr add {network}.1/24 dev {tap}",
+        f"ip link set {tap} up",
+    ):
+        subprocess.run(line.split(), check=True)
+    stack.callback(subprocess.run, ["ip", "link", "del", tap], check=False)
+    return f"tap={tap},ip={network}.2/24", Address(f"{network}.2", IPERF, ECHO)
+
+
+def initrd(kernel: str, net: str) -> Path:
+    """pykvm's own, the same for all but for the guest's address."""
+    script, archive = BUILD / "script", BUILD / f"initrd {net.partition(',')[0]}"
+    script.write_text(SCRIPT)
+    add = ["/bin/busybox", "/usr/bin/iperf3", f"{script}:/script"]
+    modules = [*TRANSPORTS.values(), *KINDS["net"]]
+    words = ["busybox", "sh", "/script"]
+    archive.write_bytes(default_initrd(kernel, words, add, modules, [parse_net(net)]))
+    return archive
+
+
+def start_pykvm(args: Namespace, transport: str, number: int, stack: ExitStack) -> Address:
+    """Boot a guest of pykvm's."""
+    net, address = cable(args.wire, number, stack)
+    line = [os.path.join(sysconfig.get_path("scripts"), "pykvm"), "boot", args.kernel]
+    line += ["--initrd", str(initrd(args.kernel, net)), "--append", CMDLINE, "--any-host"]
+    line += ["-m", f"{MEMORY_MIB}M", "-c", args.cpus, "--net", net, "--transport", transport]
+    stack.enter_context(running(line))
+    return wait_for(address)
+
+
+def start_qemu(args: Namespace, name: str, number: int, stack: ExitStack) -> Address:
+    """Boot a guest of QEMU's, with the MTU that pykvm would tell it."""
+    net, address = cable(args.wire, number, stack)
+    words, device = MACHINES[name]
+    line = [*QEMU, *words, "-kernel", args.kernel, "-initrd", initrd(args.kernel, net)]
+    line += ["-append", CMDLINE, "-m", MEMORY_MIB, "-smp", args.cpus]
+    if args.wire == "user":
+        fd = stack.enter_context(passt(net)).fileno()
+        line += ["-netdev", f"stream,id=n,addr.type=fd,addr.str={fd}"]
+        line += ["-device", f"{device},netdev=n,host_mtu={USER_MTU}"]
+        stack.enter_context(running(line, [fd]))
+    else:
+        tap = parse_net(net).where
+        line += ["-netdev", f"tap,id=n,ifname={tap},script=no,downscript=no,vhost=off"]
+        line += ["-device", f"{device},netdev=n"]
+        stack.enter_context(running(line))
+    return wait_for(address)
 
 
 def run(args: Namespace) -> tuple[dict[str, Samples], list[Bar]]:
     """Three tables."""
-    script, archive = BUILD / "script", BUILD / "initrd"
-    script.write_text(SCRIPT)
-    archive.write_bytes(
-        default_initrd(
-            args.kernel,
-            ["busybox", "sh", "/script"],
-            ["/bin/busybox", "/usr/bin/iperf3", f"{script}:/script"],
-            [*TRANSPORTS.values(), *KINDS["net"]],
-            [parse_net(f"tap={TAP},ip={GUEST}")],
-        )
-    )
-    pykvm = [os.path.join(sysconfig.get_path("scripts"), "pykvm"), "boot", args.kernel]
-    pykvm += ["--initrd", archive, "--append", CMDLINE, "-m", f"{MEMORY_MIB}M", "-c", args.cpus]
-    qemu = [*QEMU, "-kernel", args.kernel, "-initrd", archive, "-append", CMDLINE]
-    qemu += ["-m", MEMORY_MIB, "-smp", args.cpus]
-    qemu += ["-netdev", f"tap,id=n,ifname={TAP},script=no,downscript=no,vhost=off"]
-    rivals = {
-        "pykvm, pci": partial(figures, *pykvm, "--net", f"tap={TAP}"),
-        "pykvm, mmio": partial(figures, *pykvm, "--net", f"tap={TAP}", "--transport", "mmio"),
-        "QEMU q35": partial(figures, *qemu, *QEMU_PCI),
-        "QEMU microvm": partial(figures, *qemu, *QEMU_MMIO),
-    }
-    with subprocess.Popen(["iperf3", "-s"], stdout=subprocess.DEVNULL) as server:
-        try:
-            for words in (
-                f"ip tuntap add {TAP} mode tap",
-                f"ip addr add {HOST}/24 dev {TAP}",
-                f"ip link set {TAP} up",
-            ):
-                subprocess.run(words.split(), check=True)
-            found = interleaved(rivals, args.rounds)
-        finally:
-            server.terminate()
-            subprocess.run(["ip", "link", "del", TAP], check=False)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with ExitStack() as stack:
+        addresses = {
+            "pykvm, pci": start_pykvm(args, "pci", 0, stack),
+            "pykvm, mmio": start_pykvm(args, "mmio", 1, stack),
+            **{name: start_qemu(args, name, 2 + i, stack) for i, name in enumerate(MACHINES)},
+        }
+        rivals = {name: partial(figures, address) for name, address in addresses.items()}
+        found = interleaved(rivals, args.rounds)
     bars = []
     for title, samples in zip(TITLES, found, strict=True):
         table(title, samples, "pykvm, pci")
         for name, rival in (("pykvm, pci", "QEMU q35"), ("pykvm, mmio", "QEMU microvm")):
             what = ratio(samples, name, rival)
-            slower = what if title.startswith("ping") else 1 / what
+            slower = what if title.endswith("ms") else 1 / what
             bars.append(Bar(f"{title}: {rival}'s speed / {name}'s", slower, 1.0))
     return dict(zip(TITLES, found, strict=True)), bars
 
 
 if __name__ == "__main__":
-    parser = options("A guest's network through a TAP.", rounds=3)
+    parser = options("Guests' networks through TAPs or passt.", rounds=9)
     parser.add_argument("kernel", metavar="KERNEL", help="a bzImage")
+    parser.add_argument("--wire", choices=("tap", "user"), default="tap", help="default: tap")
     parser.add_argument("--cpus", type=int, default=1, metavar="N", help="default: 1")
     main(parser, run)
