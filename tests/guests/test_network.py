@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,13 +12,19 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pykvm import guest_programs
+from pykvm.config import MachineConfig
+from pykvm.console import BytesConsole
+from pykvm.machine import Machine
+from pykvm.virtio.config.net import parse_net
 
 TIMEOUT_S = 60
+FLOOD = 500  # datagrams
 OURS, GUEST = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 MAC, OUR_MAC, EVERYBODY = bytes.fromhex("020000000002"), bytes.fromhex("020000000001"), b"\xff" * 6
 ARP = struct.Struct("!HHBBH6s4s6s4s")
@@ -131,6 +138,42 @@ def test_a_guest_answers_its_neighbours(tmp_path: Path, kind: str) -> None:
     assert machine.returncode == 0
     assert said[-1] == "3 answered\n"
     assert not any("FAILED" in line for line in said)
+
+
+def test_frames_come_whole_however_they_are_cut(tmp_path: Path) -> None:
+    """And the next ones, whatever comes between: what is no frame, not for us, or too long."""
+    chance = random.Random(1)
+    sent, wanted = [], []
+    for number in range(FLOOD):
+        size = chance.choice((0, 1, 100, 1458, 9000, 40000, 65507 - 4)) if number % 5 == 0 else 200
+        datagram = struct.pack("!HHHHI", 1000, 7, 12 + size, 0, number) + bytes(size)
+        answer = struct.pack("!HHHHI", 7, 1000, 12 + size, 0, number) + bytes(size)
+        sent += [ip(UDP, datagram), bytes(chance.choice((0, 1, 13, 14, 60, 65553)))]
+        wanted.append(answer)
+    stream = b"".join(struct.pack("!I", len(frame)) + frame for frame in sent)
+
+    def flood(end: socket.socket) -> None:
+        at = 0
+        while at < len(stream):
+            size = chance.choice((1, 3, 5, 100, 5000, 32768, 100_000))
+            end.sendall(stream[at : at + size])
+            at += size
+
+    with cable(tmp_path, "stream") as (net, connect), ThreadPoolExecutor() as pool:
+        config = MachineConfig(
+            kernel=guest_programs.path("network"),
+            memory=16 << 20,
+            cmdline=f"count={FLOOD}",
+            nets=(parse_net(net),),
+        )
+        with Machine(config) as vm:
+            outcome = pool.submit(vm.run, timeout=TIMEOUT_S, console=BytesConsole(b""))
+            far = connect()
+            flooding = pool.submit(flood, far.end)
+            for answer in wanted:
+                assert far.receive()[34:] == answer
+            assert outcome.result().code == 0
+            flooding.exception()  # the last of it may be for nobody
 
 
 def in_namespace(script: str, *words: str) -> str:
