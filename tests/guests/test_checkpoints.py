@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from snapshots import open_files
 
 from pykvm import guest_programs
 from pykvm.checkpoints import Checkpoint
@@ -340,17 +339,10 @@ def test_nothing_is_left_open(boot: Boot) -> None:
             points.take()
         vm.fork().close()
         vm.bisect(lambda vm: word(vm, NOTHING) == 5).machine.close()
-        return open_files()
+        return len(open_files())
 
     use()
     before = use()
     assert [use() for _ in range(4)] == [before] * 4
     vm.close()
-    assert open_files() < before
-
-
-def open_files() -> int:
-    """Descriptors of those that machines have, other tests' gone."""
-    gc.collect()
-    links = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
-    return sum(bool(re.search("anon_inode|memfd|/dev/|pytest", link)) for link in links)
+    assert len(open_files()) < before

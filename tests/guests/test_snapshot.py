@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import threading
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from snapshots import TIMEOUT_S, nonces, open_files, passed
 
 from pykvm import guest_programs
 from pykvm.config import MachineConfig
@@ -18,7 +18,6 @@ from pykvm.machine import Machine
 from pykvm.outcome import Outcome, Reason
 
 MEMORY = 16 << 20
-TIMEOUT_S = 60.0
 
 Boot = Callable[..., Machine]
 
@@ -39,16 +38,8 @@ def boot() -> Iterator[Boot]:
         machine.close()
 
 
-def nonces(outcome: Outcome) -> set[bytes]:
-    return set(re.findall(rb"nonce (\w+)", outcome.console))
-
-
 def rounds(outcome: Outcome) -> list[int]:
     return [int(number) for number in re.findall(rb"round (\d+)", outcome.console)]
-
-
-def passed(outcome: Outcome) -> bool:
-    return outcome.reason is Reason.EXIT and outcome.code == 0 and b"FAILED" not in outcome.console
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
@@ -282,10 +273,3 @@ def test_nothing_is_left_open(boot: Boot, tmp_path: Path, threads: Callable[...,
     assert open_files() == files
     assert threads(before) <= before
     assert sorted(os.listdir(tmp_path)) == ["other", "snap"]
-
-
-def open_files() -> list[str]:
-    """What each descriptor leads to, of those that machines have."""
-    gc.collect()  # other tests' machines
-    links = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
-    return sorted(link for link in links if re.search("anon_inode|memfd|/dev/|pytest", link))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from snapshots import CHANGES, FILES, content
 
 from pykvm import guest_programs
 from pykvm.config import MachineConfig
@@ -28,7 +29,6 @@ from pykvm.virtio.config.disk import DiskConfig
 
 MEMORY = 4 << 20
 REFUSAL = "is damaged|its format is version"
-FILES = (format.HEAD, format.STATE, format.MEMORY)
 PYKVM = [sys.executable, "-m", "pykvm"]
 
 
@@ -43,29 +43,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with machine() as vm:
         vm.snapshot(folder)
     return folder
-
-
-def content(folder: Path) -> tuple[object, ...]:
-    """All that a machine made of the snapshot would have."""
-    with load(folder) as template, template.memory() as memory:
-        return template.config, template.entry, template.parts, memory.read(0, MEMORY)
-
-
-def flip(at: float, mask: bytes) -> Callable[[bytes], bytes]:
-    def change(data: bytes) -> bytes:
-        start = int(at * (len(data) - 1))
-        end = min(start + len(mask), len(data))
-        changed = bytes(a ^ b for a, b in zip(data[start:end], mask, strict=False))
-        return data[:start] + changed + data[end:]
-
-    return change
-
-
-CHANGES = st.one_of(
-    st.builds(flip, st.floats(0, 1), st.binary(min_size=1, max_size=64)),
-    st.floats(0, 1).map(lambda part: lambda data: data[: int(part * (len(data) - 1))]),
-    st.binary(min_size=1, max_size=9000).map(lambda more: lambda data: data + more),
-)
 
 
 @settings(max_examples=150, deadline=None)
