@@ -1,8 +1,8 @@
-"""`pykvm kernel`: fetch a kernel, build one, list those there are.
+"""`pykvm kernel`: fetch a kernel, build one, list those there are, name their functions.
 
-Reached from `cli`. fetch and build print the kernel's path on standard output and all else on
+Reached from `cli`. fetch, build and symbols print a path on standard output and all else on
 standard error, so ``pykvm boot "$(pykvm kernel fetch 6.1)"`` works. Read `boot.kernels` for the
-search order and the patterns.
+search order and the patterns, `debug.symbolfile` for the file that symbols makes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ a release (6.1.0-55-amd64) or a package (linux-image-amd64); default: the newest
 def add_parser(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Add the parser of `pykvm kernel` and its commands."""
     parser = subparsers.add_parser(
-        "kernel", help="fetch, build and list kernels", description=DESCRIPTION
+        "kernel",
+        help="fetch, build and list kernels, give gdb their symbols",
+        description=DESCRIPTION,
     )
-    commands = parser.add_subparsers(metavar="fetch|build|ls", required=True)
+    commands = parser.add_subparsers(metavar="fetch|build|symbols|ls", required=True)
 
     fetch = commands.add_parser(
         "fetch",
@@ -59,6 +61,21 @@ def add_parser(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     )
     build.add_argument("--jobs", "-j", type=int, metavar="N", help="default: one per host CPU")
     build.set_defaults(func=_build)
+
+    symbols = commands.add_parser(
+        "symbols",
+        help="write a file with a kernel's symbols, for gdb",
+        description="Print the path of an ELF file with KERNEL's symbols: the vmlinux beside it if "
+        "that has them, else one made of the names that a Linux kernel carries of itself "
+        '(kallsyms). As in: gdb "$(pykvm kernel symbols 6.12)" -ex "target remote :1234".',
+    )
+    symbols.add_argument(
+        "kernel", metavar="KERNEL", nargs="?", help="what 'pykvm boot' takes; default: its default"
+    )
+    symbols.add_argument(
+        "--output", "-o", metavar="FILE", help="where to write it (default: pykvm's cache)"
+    )
+    symbols.set_defaults(func=_symbols)
 
     ls = commands.add_parser("ls", help="list the kernels there are, newest first")
     ls.add_argument("--json", action="store_true", help="as JSON, sizes in bytes")
@@ -99,6 +116,18 @@ def _build(args: Namespace) -> int:
     with Report() as report:
         kernel = build(args.source, config, args.jobs, report.progress, report.note)
     print(kernel.image)
+    return 0
+
+
+def _symbols(args: Namespace) -> int:
+    from pathlib import Path
+
+    from pykvm.boot.kernels import kernel_at
+    from pykvm.debug import symbolfile
+
+    kernel = kernel_at(Path(find_or_fetch(args.kernel)))
+    output = Path(args.output) if args.output else None
+    print(symbolfile.write(kernel, output))
     return 0
 
 

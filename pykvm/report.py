@@ -143,11 +143,9 @@ def _was_reset(rip: int, sregs: object) -> bool:
 
 
 def _place(machine: Machine, address: int) -> str:
-    if machine.entry.symbols is None:
-        return f"{address:#x}"
     from pykvm.debug import symbols
 
-    name = symbols.of_elf(machine.entry.symbols, symbols.FUNCTIONS).find(address)
+    name = symbols.place(machine, address)
     return f"{address:#x} <{name}>" if name else f"{address:#x}"
 
 

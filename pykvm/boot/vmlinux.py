@@ -45,12 +45,18 @@ def find_payload(image: memoryview, header: SetupHeader) -> memoryview | None:
 def warm(kernel: ImageFile) -> None:
     """Put the vmlinux inside a bzImage into the cache, for boots to come, if possible."""
     try:
-        data = find_payload(kernel.data, SetupHeader.parse(kernel.data))
-        if data is not None:
-            with extract(data, WARM_MAX, kernel.stamp):
-                pass
+        with inside(kernel):
+            pass
     except BootError:
         pass
+
+
+def inside(kernel: ImageFile) -> Vmlinux:
+    """The vmlinux inside a bzImage, whatever a guest's memory may be. Raises `BootError`."""
+    data = find_payload(kernel.data, SetupHeader.parse(kernel.data))
+    if data is None:
+        raise BootError("KERNEL: there is no vmlinux inside")
+    return extract(data, WARM_MAX, kernel.stamp)
 
 
 def extract(data: memoryview, limit: int, stamp: str = "") -> Vmlinux:

@@ -31,11 +31,13 @@ NAMES_PER_MARKER: Final = 256
 NAME_MAX: Final = 512  # bytes of a compressed name: KSYM_NAME_LEN
 MARKERS_SIZE_MAX: Final = 4 << 20  # bytes of the markers, with what may come after them
 SYMBOLS_MIN: Final = 256  # fewer is no kernel's table
-Symbol = tuple[int, str]
+ABSOLUTE: Final = "A"  # nm's letter for what is a number and no place: per-CPU data's offsets
+Symbol = tuple[int, str, str]
 
 
 def read(image: memoryview) -> list[Symbol]:
-    """The symbols in a piece of memory: (address, name). Empty when there is no (sound) table."""
+    """The symbols in a piece of memory: (address, nm's letter for its kind, name), by address.
+    Empty when there is no (sound) table."""
     for match in DIGITS.finditer(image):
         found = _tokens(image, match.start())
         if found is None:
@@ -81,16 +83,16 @@ def _tokens(image: memoryview, digit_0: int) -> tuple[int, list[bytes], int] | N
 
 def _read(image: memoryview, tokens_at: int, tokens: list[bytes], end: int) -> list[Symbol]:
     for markers_at, markers in _markers(image, tokens_at):
-        names = _names_at(image, markers_at, markers)
-        if names is not None:
-            return _decode(image, *names, tokens, end)
+        spans = _spans_at(image, markers_at, markers)
+        if spans:
+            return _decode(image, spans, tokens, end)
     return []
 
 
 def _decode(
-    image: memoryview, names_at: int, count: int, tokens: list[bytes], end: int
+    image: memoryview, spans: list[tuple[int, int]], tokens: list[bytes], end: int
 ) -> list[Symbol]:
-    names = list(_names(image, names_at, count, tokens))
+    names, names_at, count = list(_names(image, spans, tokens)), spans[0][0], len(spans)
     size = _align(4 * count)
     # Since 6.4 the addresses come after, before that they came first.
     for offsets_at in (_align(end), names_at - 8 - 8 - size):
@@ -101,7 +103,10 @@ def _decode(
             offsets = struct.unpack_from(f"<{count}i", image, offsets_at)
             addresses = _addresses(base, offsets)
             if addresses is not None:
-                return sorted(zip(addresses, names, strict=True))
+                return sorted(
+                    (address, name[0], name[1:])
+                    for address, name in zip(addresses, names, strict=True)
+                )
     return []
 
 
@@ -121,8 +126,8 @@ def _markers(image: memoryview, end: int) -> Iterator[tuple[int, list[int]]]:
                 yield at, list(values)
 
 
-def _names_at(image: memoryview, markers_at: int, markers: list[int]) -> tuple[int, int] | None:
-    """Where the names begin, and how many there are, if these are their markers."""
+def _spans_at(image: memoryview, markers_at: int, markers: list[int]) -> list[tuple[int, int]]:
+    """Where each name is and how long, with its length; empty: these are not their markers."""
     most = len(markers) * NAMES_PER_MARKER
     last = markers[-1]
     # After the last marker there are up to 256 names more; before the first is their number.
@@ -139,12 +144,12 @@ def _names_at(image: memoryview, markers_at: int, markers: list[int]) -> tuple[i
                 )
                 and _align(sum(spans[-1])) == markers_at
             ):
-                return at, count
-    return None
+                return spans
+    return []
 
 
 def _spans(image: memoryview, at: int, count: int) -> Iterator[tuple[int, int]]:
-    """Where each name's length is and how many bytes it takes with it."""
+    """Where each name is, its length first, and how many bytes that and the name take."""
     for _ in range(count):
         length, head = image[at], 1
         if length & 0x80:  # since 6.1: a second byte of the length
@@ -153,11 +158,12 @@ def _spans(image: memoryview, at: int, count: int) -> Iterator[tuple[int, int]]:
         at += head + length
 
 
-def _names(image: memoryview, at: int, count: int, tokens: list[bytes]) -> Iterator[str]:
-    for start, size in _spans(image, at, count):
+def _names(image: memoryview, spans: list[tuple[int, int]], tokens: list[bytes]) -> Iterator[str]:
+    """The names, each after the letter of its kind."""
+    for start, size in spans:
         head = 2 if image[start] & 0x80 else 1
         name = b"".join([tokens[token] for token in image[start + head : start + size]])
-        yield name[1:].decode("latin-1")
+        yield name.decode("latin-1")
 
 
 def _addresses(base: int, offsets: tuple[int, ...]) -> list[int] | None:

@@ -12,7 +12,8 @@ from pykvm.debug import kallsyms
 
 BASE = 0xFFFF_FFFF_8100_0000
 COUNT = 700
-SYMBOLS = [(BASE + 16 * n, f"function_{n}") for n in range(COUNT)]
+PER_CPU = [(64 * n, "A", f"variable_{n}") for n in range(20)]
+SYMBOLS = [*PER_CPU, *((BASE + 16 * n, "T", f"function_{n}") for n in range(COUNT - len(PER_CPU)))]
 
 
 def pad(data: bytes) -> bytes:
@@ -24,11 +25,12 @@ def image(layout: str) -> bytes:
     tokens = b"".join(bytes([c or 1]) + b"\0" for c in range(256))
     index = struct.pack("<256H", *range(0, 512, 2))
     names, markers = b"", []
-    for n, (_, name) in enumerate(SYMBOLS):
+    for n, (_, kind, name) in enumerate(SYMBOLS):
         if n % 256 == 0:
             markers.append(len(names))
-        names += bytes([len(name) + 1]) + b"T" + name.encode()
-    offsets = struct.pack(f"<{COUNT}i", *(BASE - 1 - address for address, _ in SYMBOLS))
+        names += bytes([len(name) + 1]) + kind.encode() + name.encode()
+    # CONFIG_KALLSYMS_ABSOLUTE_PERCPU, as every x86-64 kernel for several CPUs before 6.15 has it.
+    offsets = struct.pack(f"<{COUNT}i", *(a if k == "A" else BASE - 1 - a for a, k, _ in SYMBOLS))
     where = pad(offsets) + struct.pack("<Q", BASE)
     what = struct.pack("<Q", COUNT) + pad(names) + pad(struct.pack(f"<{len(markers)}I", *markers))
     if layout == "sequences":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -102,3 +104,56 @@ def test_without_sizes_a_symbol_ends_at_the_next_one_or_soon() -> None:
     assert table.find(far + 0x5000) == "c"
     assert table.find(0x1000 + SIZE_MAX) is None  # not a's, however far the next one is
     assert (table["a"], len(table), table.search("b")) == (0x1000, 3, {"b": far})
+
+
+def test_a_number_has_a_name_but_no_address_is_called_after_it() -> None:
+    table = SymbolTable([(0x1000, 16, "function")], "a test", [(0x40, "current_task")])
+    assert table["current_task"] == 0x40
+    assert table.find(0x40) is None
+    assert table.find(0x1000) == "function"
+
+
+PER_CPU = """
+        .text
+        .globl  _start
+_start: nop
+        .section .data..percpu, "aw"
+        .type   counter, @object
+counter: .long  0
+        .size   counter, . - counter
+        .globl  page_size
+        .set    page_size, 4096
+"""
+AS_LINUX_DOES = """
+SECTIONS {
+        .data..percpu 0 : { *(.data..percpu) }
+        .text 0x100000 : { *(.text) }
+}
+"""
+
+
+def test_per_cpu_variables_and_absolute_symbols_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "code.S").write_text(PER_CPU)
+    (tmp_path / "script").write_text(AS_LINUX_DOES)
+    command = ["gcc", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none"]
+    command.append(f"-Wl,-T,{tmp_path}/script")
+    subprocess.run([*command, "-o", tmp_path / "code", tmp_path / "code.S"], check=True)
+    table = symbols.of_elf((tmp_path / "code").read_bytes())
+    assert (table["counter"], table["page_size"]) == (0, 4096)
+    assert table.find(0) is table.find(4096) is None
+    assert table.find(table["_start"]) == "_start"
+
+
+class Guest:
+    """What `symbols.place` asks of a machine."""
+
+    def __init__(self, table: SymbolTable) -> None:
+        self.symbols = table
+        self.entry = SimpleNamespace(linked=((0xFFFFFFFF81000000, 0x100_0000, 0x2000),))
+
+
+def test_code_that_runs_where_it_was_loaded_has_the_name_it_is_linked_under() -> None:
+    machine: Any = Guest(SymbolTable([(0xFFFFFFFF81000100, 32, "startup_64")], "a test"))
+    assert symbols.place(machine, 0x100_0104) == "startup_64+0x4"
+    assert symbols.place(machine, 0xFFFFFFFF81000104) == "startup_64+0x4"
+    assert symbols.place(machine, 0x104) is None
