@@ -25,8 +25,8 @@ def add_parser(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     parser.add_argument(
         "--symbols",
         metavar="FILE",
-        help="an ELF image (vmlinux) with symbols, or a System.map (default: found beside the "
-        "kernel, where there is one)",
+        help="an ELF image (vmlinux) with symbols, a kernel with kallsyms, or a System.map "
+        "(default: the kernel itself, or what is beside it)",
     )
     parser.add_argument(
         "--plot", metavar="FILE.svg", help="draw its timeline and the guest's memory, too"

@@ -19,7 +19,7 @@ class Parking:
         self._vcpus = vcpus
         self._changed = threading.Condition()  # all below
         self._pauses = 0  # one within another
-        self._parked = 0
+        self._parked: set[int] = set()  # vCPUs that wait here
         self._running = 0
         self._held: set[int] = set()  # vCPUs that a debugger keeps out of the guest
 
@@ -43,8 +43,10 @@ class Parking:
         """Call all vCPUs out of the guest, until `end_pause`. Any thread."""
         with self._changed:
             self._pauses += 1
+            outside = set(self._parked)  # those stay: a kick would cost each an exit afterwards
         for vcpu in self._vcpus:
-            vcpu.kick()
+            if vcpu.id not in outside:
+                vcpu.kick()
 
     def end_pause(self) -> None:
         """Let those go on that nobody else keeps. Any thread."""
@@ -55,13 +57,14 @@ class Parking:
     def all_parked(self, wait_s: float) -> bool:
         """Whether every vCPU is outside, after at most `wait_s` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._parked >= self._running, wait_s)
+            return self._changed.wait_for(lambda: len(self._parked) >= self._running, wait_s)
 
     def hold(self, vcpus: Iterable[int], but: int | None = None) -> None:
         """Keep these vCPUs outside until `release`; `but` is on its way there by itself."""
         with self._changed:
             new = set(vcpus) - self._held
             self._held |= new
+            new -= self._parked
         for id in new - {but}:
             self._vcpus[id].kick()
 
@@ -80,7 +83,7 @@ class Parking:
         with self._changed:
             if free():
                 return
-            self._parked += 1
+            self._parked.add(vcpu.id)
             self._changed.notify_all()
             self._changed.wait_for(lambda: ended() or free())
-            self._parked -= 1
+            self._parked.discard(vcpu.id)

@@ -94,6 +94,9 @@ class Breakpoints:
     def __iter__(self) -> Iterator[Breakpoint]:
         return iter(list(self._all))
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     @property
     def abilities(self) -> Abilities:
         """What this host can do."""

@@ -76,6 +76,7 @@ class RunControl:
         self._plan: dict[int, bool] = {}  # who goes on; true: one step
         self._over: list[int] = []  # who has to step over a breakpoint first
         self._lifted: int | None = None
+        self._pages: dict[tuple[int, int], int | None] = {}  # see `translate`
         self._again: set[int] = set()  # stopped at a breakpoint, but another's stop was reported
         self._armed: dict[int, tuple[int, list[int], int]] = {}  # what KVM was told of each vCPU
         modes = machine.kvm.check_extension(lib.KVM_CAP_SET_GUEST_DEBUG2)
@@ -98,6 +99,22 @@ class RunControl:
                 if 0 <= gva - vaddr < size:
                     return Walk(gva, "as the kernel is linked", 0, (), gva - vaddr + paddr)
         return found
+
+    def translate(self, gva: int, vcpu: int) -> int | None:
+        """The gpa that `find` finds. Remembered by page until the guest runs or `forget`: gdb reads
+        the same few pages again and again."""
+        page = vcpu, gva >> 12
+        if page not in self._pages:
+            gpa = self.find(gva, vcpu).gpa
+            self._pages[page] = None if gpa is None else gpa & ~0xFFF
+        base = self._pages[page]
+        return None if base is None else base | gva & 0xFFF
+
+    def forget(self) -> None:
+        """What was read of the machine may be so no longer."""
+        self._pages.clear()
+        for file in self.files:
+            file.drop()
 
     def interrupt(self) -> None:
         """Stop all vCPUs; `collect` tells of it."""
@@ -122,8 +139,7 @@ class RunControl:
                 return None
         with self.machine.paused():
             pass  # wait for all to be held
-        for file in self.files:
-            file.drop()
+        self.forget()
         with self._lock:
             stops, self._stops = self._stops, []
         if self._lifted is not None:
@@ -161,6 +177,8 @@ class RunControl:
         self._go()
 
     def _at_breakpoint(self, id: int) -> bool:
+        if not self.breakpoints:
+            return False
         pc = self.files[id].pc
         return self.breakpoints.stops_at(pc, self.find(pc, id).gpa) is not None
 
@@ -176,8 +194,7 @@ class RunControl:
             for id, step in self._plan.items():
                 self._arm(id, step)
             running = set(self._plan)
-        for file in self.files:
-            file.drop()
+        self.forget()
         self.running = running
         self.machine.parking.release(running)
 
@@ -202,8 +219,9 @@ class RunControl:
         # vCPU is waiting for an interrupt, and a watched one lives on.
         if step and vcpu.get_mp_state() != lib.KVM_MP_STATE_HALTED:
             control |= self._block_irq
-        self._armed[id] = control, addresses, dr7
-        set_guest_debug(vcpu, control, addresses, dr7)
+        if step or self._armed.get(id) != (control, addresses, dr7):
+            self._armed[id] = control, addresses, dr7
+            set_guest_debug(vcpu, control, addresses, dr7)
 
     def disarm(self) -> None:
         """Take all breakpoints away and KVM's debugging with them. The machine stands still."""

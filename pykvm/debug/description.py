@@ -72,6 +72,7 @@ class Description:
             bases = bases[:-2]
         self._features.append(("org.pykvm.system", list(_system(bases, wide))))
         self.registers = [register for _, part in self._features for register in part]
+        self._numbers = {register.name: n for n, register in enumerate(self.registers)}
 
     def read(self, file: RegisterFile, number: int) -> bytes:
         """The bytes of register `number`. Raises `IndexError`."""
@@ -113,7 +114,7 @@ class Description:
 
     def number(self, name: str) -> int:
         """gdb's number for the register called `name`."""
-        return next(n for n, register in enumerate(self.registers) if register.name == name)
+        return self._numbers[name]
 
     def xml(self) -> bytes:
         """target.xml."""

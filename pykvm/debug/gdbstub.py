@@ -18,7 +18,7 @@ from pykvm.debug.rsp import PACKET_SIZE, escape
 from pykvm.errors import PykvmError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 # Error numbers in replies; gdb shows them and asks no further. Linux' own values.
 EFAULT: Final = 14
@@ -54,8 +54,11 @@ class TargetError(PykvmError):
 class Target(Protocol):
     """What is debugged. Threads count from 1. Methods raise `TargetError`."""
 
-    def threads(self) -> Mapping[int, str]:
-        """The threads, and what each one is called."""
+    def threads(self) -> Iterable[int]:
+        """The threads there are."""
+
+    def thread_state(self, thread: int) -> str:
+        """What a thread is called, and does."""
 
     def description(self) -> bytes:
         """target.xml."""
@@ -300,10 +303,9 @@ class Stub:
             case b"sThreadInfo":
                 return b"l"
             case b"ThreadExtraInfo":
-                threads = self._target.threads()
-                if (thread := _thread(rest)) not in threads:
+                if (thread := _thread(rest)) not in self._target.threads():
                     raise TargetError(ESRCH)
-                return threads[thread].encode().hex().encode()
+                return self._target.thread_state(thread).encode().hex().encode()
             case b"Symbol":
                 return b"OK"
             case b"Xfer":
@@ -347,8 +349,9 @@ class Stub:
 
     def _threads_document(self) -> bytes:
         rows = "".join(
-            f'<thread id="{thread:x}" core="{thread - 1}" name="vCPU {thread - 1}">{text}</thread>'
-            for thread, text in self._target.threads().items()
+            f'<thread id="{thread:x}" core="{thread - 1}" name="vCPU {thread - 1}">'
+            f"{self._target.thread_state(thread)}</thread>"
+            for thread in self._target.threads()
         )
         return f'<?xml version="1.0"?><threads>{rows}</threads>'.encode()
 

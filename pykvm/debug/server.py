@@ -12,6 +12,7 @@ import contextlib
 import os
 import select
 import socket
+import time
 from typing import TYPE_CHECKING, Final
 
 from pykvm.debug.control import RunControl, Stop
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 READ_SIZE: Final = 1 << 16
 UNSENT_MAX: Final = 1 << 20  # bytes; from a client that has so many to read, no more is read
+MOMENT_MS: Final = 20  # how long gdb may think between two questions without losing its turn
+TURN_S: Final = 0.5  # how long the console and all else wait for a gdb that does not stop asking
 LAST_WORDS_S: Final = 1.0  # how long the end of the machine waits for gdb to take the news
 
 
@@ -149,6 +152,25 @@ class Server:
 
     def serve(self, ready: set[int]) -> None:
         """Do what can be done, `ready` being the descriptors with events."""
+        end = time.monotonic() + TURN_S
+        while ready:
+            self._serve(ready)
+            ready = self._soon() if time.monotonic() < end else set()
+
+    def _soon(self) -> set[int]:
+        """Descriptors with events within a moment: gdb asks one question after another, and a step
+        is over soon. To look after everything else in between takes as long as the answers do."""
+        if self._client is None or self._machine.ended:
+            return set()
+        wake_fd = self._machine.requests.wake_fd
+        poll = select.poll()
+        for fd, events in (self._client.poll(), (self._bell, select.POLLIN)):
+            poll.register(fd, events)
+        poll.register(wake_fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(MOMENT_MS)}
+        return set() if wake_fd in ready else ready
+
+    def _serve(self, ready: set[int]) -> None:
         if self._bell in ready:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._bell)

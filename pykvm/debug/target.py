@@ -50,9 +50,12 @@ class MachineTarget:
 
     # ── threads ──────────────────────────────────────────────────────────────────────────────
 
-    def threads(self) -> Mapping[int, str]:
-        states = (MP_STATES.get(vcpu.get_mp_state(), "?") for vcpu in self._machine.vcpus)
-        return {n: f"vCPU {n - 1} [{state}]" for n, state in enumerate(states, 1)}
+    def threads(self) -> range:
+        return range(1, len(self._machine.vcpus) + 1)
+
+    def thread_state(self, thread: int) -> str:
+        state = MP_STATES.get(self._machine.vcpus[thread - 1].get_mp_state(), "?")
+        return f"vCPU {thread - 1} [{state}]"
 
     def _vcpu(self, thread: int) -> int:
         self._control.current = thread - 1
@@ -67,12 +70,14 @@ class MachineTarget:
         return self._description.read_all(self._control.files[self._vcpu(thread)])
 
     def write_registers(self, thread: int, data: bytes) -> None:
+        self._control.forget()
         self._description.write_all(self._control.files[self._vcpu(thread)], data)
 
     def read_register(self, thread: int, number: int) -> bytes:
         return self._description.read(self._control.files[self._vcpu(thread)], number)
 
     def write_register(self, thread: int, number: int, data: bytes) -> None:
+        self._control.forget()
         self._description.write(self._control.files[self._vcpu(thread)], number, data)
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────
@@ -85,7 +90,7 @@ class MachineTarget:
         end = min(address + size, 1 << 64)
         while address < end:
             piece = min(end - address, PAGE - address % PAGE)
-            gpa = address if physical else self._control.find(address, vcpu).gpa
+            gpa = address if physical else self._control.translate(address, vcpu)
             if gpa is None or not self._machine.memory.contains(gpa, piece):
                 return
             yield gpa, piece
@@ -103,6 +108,7 @@ class MachineTarget:
         pieces = list(self._pieces(thread, address, len(data), physical))
         if sum(size for _, size in pieces) != len(data):
             raise TargetError(EFAULT)
+        self._control.forget()  # page tables may be among what is written
         at = 0
         for gpa, size in pieces:
             self._control.breakpoints.write(gpa, data[at : at + size])

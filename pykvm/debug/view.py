@@ -102,8 +102,7 @@ def disassemble(machine: Machine, gva: int | str | None, count: int, vcpu: int) 
     start = address(machine, gva) if gva is not None else file.pc
     mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[file.bits]
     control = machine.run_control()
-    for each in control.files:
-        each.drop()
+    control.forget()
     code = b""
     for at in range(start, start + 15 * count):
         gpa = control.find(at, vcpu).gpa
@@ -129,8 +128,7 @@ def _control(machine: Machine) -> RunControl:
         raise ConfigError("--gdb: this machine is gdb's; make one without it to step from Python")
     control = machine.run_control()
     control.notify = lambda: machine.stop(Reason.DEBUGGER)
-    for file in control.files:
-        file.drop()
+    control.forget()
     return control
 
 

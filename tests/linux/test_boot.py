@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 KERNELS = ("6.12-cloud", "6.1-cloud", "6.1-generic")
@@ -63,6 +65,8 @@ def test_a_kernel_without_root_panics_and_says_what_to_do(debian) -> None:
 def test_a_panic_that_stays_is_ended_too(debian) -> None:
     result = debian("--append", "console=ttyS0 quiet panic=0 rdinit=/nowhere", code=255)
     assert b"the guest ended: kernel panic" in result.stderr
+    # The kernel is stripped: what the function is called it says itself.
+    assert re.search(rb"vCPU 0: at 0xffffffff[0-9a-f]+ <(\w*delay\w*|panic)\+0x", result.stderr)
 
 
 def test_a_timeout_tells_where_the_guest_was(debian) -> None:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import kernelsymbols
 import pytest
 
 SESSION = Path(__file__).with_name("gdbsession.py")
@@ -18,9 +17,8 @@ SCRIPT = """
 {boot} --gdb unix:{folder}/socket --wait-gdb -c 2 & machine=$!
 tries=0
 until [ -S {folder}/socket ] || [ $tries = 600 ]; do sleep 0.1; tries=$((tries + 1)); done
-gdb -q -nx -batch -ex 'set pagination off' -ex 'set confirm off' \
-    -ex 'add-symbol-file {symbols} -s .kernel {base:#x}' \
-    -ex 'set architecture i386:x86-64' -ex 'target remote {folder}/socket' -x {session} \
+gdb -q -nx -batch -ex 'set pagination off' -ex 'set confirm off' {symbols} \
+    -ex 'target remote {folder}/socket' -x {session} \
     > {folder}/said 2>&1 || {{ cat {folder}/said >&2; kill $machine; }}
 wait $machine
 """
@@ -34,12 +32,11 @@ def session(
 ) -> tuple[str, str]:
     """What gdb said, and the guest's console."""
     folder = tmp_path_factory.mktemp("gdb")
-    kernel, symbols = debian_kernel("6.12-cloud"), folder / "symbols.o"
-    kernelsymbols.make(kernel, symbols)
-    boot = shlex.join([sys.executable, "-m", "pykvm", "boot", kernel, "--timeout", "180"])
-    script = SCRIPT.format(
-        boot=boot, folder=folder, symbols=symbols, base=kernelsymbols.LINKED, session=SESSION
-    )
+    kernel, symbols = debian_kernel("6.12-cloud"), folder / "symbols"
+    pykvm = [sys.executable, "-m", "pykvm"]
+    subprocess.run([*pykvm, "kernel", "symbols", kernel, "-o", symbols], check=True)
+    boot = shlex.join([*pykvm, "boot", kernel, "--timeout", "180"])
+    script = SCRIPT.format(boot=boot, folder=folder, symbols=symbols, session=SESSION)
     result = in_lab(["sh", "-c", script], writable=[str(folder)])
     return (folder / "said").read_text(), result.stdout.decode(errors="replace")
 

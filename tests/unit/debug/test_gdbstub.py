@@ -21,8 +21,11 @@ class FakeTarget:
         self.memory = bytearray(0x10000)
         self.log: list[object] = []
 
-    def threads(self) -> Mapping[int, str]:
-        return {1: "one", 2: "two"}
+    def threads(self) -> tuple[int, int]:
+        return 1, 2
+
+    def thread_state(self, thread: int) -> str:
+        return ("one", "two")[thread - 1]
 
     def description(self) -> bytes:
         return b"<target>" + b"}#$*" * 100 + b"</target>"
