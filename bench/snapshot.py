@@ -5,11 +5,19 @@
 Going on: a machine captured at a port write is made anew and runs to its next one (floor/touch.S);
 the floor does the same with nothing but the ioctls (floor.c), from a memfd. Resetting: in place, at
 two sizes of memory and with few and many written pages; and how long it takes to find and copy back
-the written pages in the two ways there are. Memory: what a fork takes that has run.
+the written pages in the two ways there are. Memory: what a fork takes that has run. As processes,
+from exec to the first byte: ``pykvm restore``, QEMU with -incoming, and ``runc run`` of a program
+that prints one, where those are installed.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sysconfig
 import tempfile
 import time
 from argparse import Namespace
@@ -21,6 +29,7 @@ from statistics import median
 
 from create import MARK, FirstExit, raw_ms
 from measure import Bar, Samples, compiled, interleaved, main, options, ratio, table
+from start import QEMU, boot_ms
 
 from pykvm import Machine, MachineConfig
 from pykvm.boot.entry import CpuMode
@@ -77,6 +86,68 @@ def going_on(args: Namespace, folder: Path) -> tuple[dict[str, Samples], list[Ba
         Bar("restore - raw", more, 2.0, "ms"),
     ]
     return {"to the first exit, ms": create, "to destroy it, ms": destroy}, bars
+
+
+# ── as processes ─────────────────────────────────────────────────────────────────────────────────
+
+
+def save(kernel: Path, folder: Path) -> None:
+    """A guest that waits to be restored (floor/resume.S), saved by pykvm."""
+    with Machine(MachineConfig(kernel=kernel)) as machine:
+        machine.on_snapshot_request = machine.stop
+        machine.run()
+        machine.snapshot(folder)
+
+
+def save_by_qemu(command: list[str], file: Path) -> None:
+    """The same guest, saved by QEMU while it waits."""
+    monitor = file.with_suffix(".monitor")
+    with subprocess.Popen(
+        [*command, "-monitor", f"unix:{monitor},server,nowait"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        with socket.socket(socket.AF_UNIX) as human:
+            human.connect(str(monitor))
+            human.sendall(f'migrate "exec:cat > {file}"\nquit\n'.encode())
+            process.wait()
+
+
+def container(folder: Path) -> None:
+    """A bundle for runc: a root with one program in it, which prints a '!'."""
+    programs = folder / "rootfs" / "bin"
+    programs.mkdir(parents=True)
+    shutil.copy("/bin/busybox", programs / "echo")
+    subprocess.run(["runc", "spec"], cwd=folder, check=True)
+    spec = json.loads((folder / "config.json").read_text())
+    spec["process"] |= {"terminal": False, "args": ["/bin/echo", "!"]}
+    (folder / "config.json").write_text(json.dumps(spec))
+
+
+def processes(args: Namespace, folder: Path) -> dict[str, Samples]:
+    """No bar: most of ``pykvm restore`` is Python's start, which no other has."""
+    kernel = compiled("resume.S", "elf")
+    save(kernel, folder / "waiting")
+    pykvm = os.path.join(sysconfig.get_path("scripts"), "pykvm")
+    rivals = {"pykvm restore": partial(boot_ms, pykvm, "restore", folder / "waiting")}
+    if shutil.which(QEMU[0]):
+        qemu = [*QEMU, "-m", "256M", "-M", "microvm", "-kernel", str(kernel)]
+        save_by_qemu(qemu, folder / "state")
+        # To the port that tells a restored guest from another, QEMU's debug console answers 1.
+        answer = ("-device", "isa-debugcon,iobase=0x5f9,readback=1,chardev=none")
+        answer += ("-chardev", "null,id=none")
+        incoming = ("-incoming", f"exec:cat {folder / 'state'}")
+        rivals["QEMU -incoming"] = partial(boot_ms, *qemu, *answer, *incoming)
+    if shutil.which("runc") and os.path.exists("/bin/busybox"):
+        container(folder / "bundle")
+        runc = ("runc", "--root", folder / "runc", "run", "--bundle", folder / "bundle")
+        rivals["runc run"] = partial(boot_ms, *runc, f"pykvm-bench-{os.getpid()}")
+    first, end = interleaved(rivals, args.rounds)
+    table("exec to the first byte, ms", first, "pykvm restore")
+    table("exec to exit, ms", end, "pykvm restore")
+    return {"exec to the first byte, ms": first, "exec to exit, ms": end}
 
 
 # ── resetting ────────────────────────────────────────────────────────────────────────────────────
@@ -198,6 +269,7 @@ def run(args: Namespace) -> tuple[dict[str, Samples], list[Bar]]:
     with tempfile.TemporaryDirectory(prefix="pykvm-bench-") as name:
         folder = Path(name)
         tables, bars = going_on(args, folder)
+        tables |= processes(args, folder)
         more, reset_bars = resetting(args)
         tables |= more | finding(args)
         for memory in (SMALL, LARGE):
