@@ -63,16 +63,18 @@ else:
 
         def __init_subclass__(cls):
             cls._fields = tuple(cls.__annotations__)
+            cls._names = frozenset(cls._fields)
             cls._field_defaults = {n: getattr(cls, n) for n in cls._fields if n in cls.__dict__}
             for index, name in enumerate(cls._fields):
                 setattr(cls, name, property(itemgetter(index)))
 
         def __new__(cls, *values, **named):
             if named or len(values) != len(cls._fields):
-                rest = cls._fields[len(values) :]
+                count = len(values)
                 given = cls._field_defaults | named
-                values += tuple([given[name] for name in rest if name in given])
-                if len(values) != len(cls._fields) or not named.keys() <= set(rest):
+                values += tuple([given[name] for name in cls._fields[count:] if name in given])
+                twice = named and any(name in named for name in cls._fields[:count])
+                if len(values) != len(cls._fields) or twice or not named.keys() <= cls._names:
                     raise TypeError(f"{cls.__name__} has other fields: {', '.join(cls._fields)}")
             self = super().__new__(cls, values)
             self.__post_init__()
