@@ -136,8 +136,8 @@ def processes(args: Namespace, folder: Path) -> dict[str, Samples]:
         qemu = [*QEMU, "-m", "256M", "-M", "microvm", "-kernel", str(kernel)]
         save_by_qemu(qemu, folder / "state")
         # To the port that tells a restored guest from another, QEMU's debug console answers 1.
-        answer = ("-device", "isa-debugcon,iobase=0x5f9,readback=1,chardev=none")
-        answer += ("-chardev", "null,id=none")
+        console = "isa-debugcon,iobase=0x5f9,readback=1,chardev=none"
+        answer = ("-chardev", "null,id=none", "-device", console)
         incoming = ("-incoming", f"exec:cat {folder / 'state'}")
         rivals["QEMU -incoming"] = partial(boot_ms, *qemu, *answer, *incoming)
     if shutil.which("runc") and os.path.exists("/bin/busybox"):

@@ -5,10 +5,9 @@ Reached from `capture`, which makes the list for a template. Read csrc/calls.c b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pykvm._core import ffi, lib
 from pykvm.errors import check
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any, Final

@@ -25,15 +25,16 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
-from typing import TYPE_CHECKING, Final
 
 from pykvm._core import ffi, lib
 from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING
 from pykvm.snapshot.calls import VM, Calls
 from pykvm.snapshot.vcpu import PARTS, VcpuFormat, tsc_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Final
 
     from pykvm.devices.base import Device
     from pykvm.machine import Machine

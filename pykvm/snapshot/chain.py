@@ -10,22 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pykvm.boot.files import stamp
 from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import Region
 from pykvm.snapshot import format, pages
 from pykvm.snapshot.layers import Layer, Stack
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
 
 LONGEST: Final = 128  # snapshots in a chain: each is two files to open, and its pages to look up
 NONSENSE: Final = (LookupError, TypeError, ValueError, AttributeError, ImportError)  # in a head
 
 
-class Link(NamedTuple):
+class Link(Record):
     """One snapshot of a chain."""
 
     folder: str

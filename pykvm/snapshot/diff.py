@@ -15,16 +15,18 @@ Read `chain` for how a base is found and checked, `layers` for its memory.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pykvm import layout
 from pykvm.devices.vmgenid import SIZE as ID_SIZE
 from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import Region
 from pykvm.snapshot import chain, pages
 from pykvm.snapshot.layers import Stack, differing
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.machine import Machine
     from pykvm.snapshot.chain import Link
     from pykvm.snapshot.template import Template
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 REMEMBERED: Final = 16  # snapshots of which it is known where the memory may differ
 
 
-class Ancestor(NamedTuple):
+class Ancestor(Record):
     """A snapshot that a machine goes on from, or that was taken of it."""
 
     checksum: str  # of its head

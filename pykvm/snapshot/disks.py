@@ -6,9 +6,9 @@ Reached from `save`, which notes what they look like, and from `load`, which ref
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any

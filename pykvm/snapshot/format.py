@@ -19,14 +19,14 @@ import importlib
 import json
 import os
 import zlib
-from typing import TYPE_CHECKING, Final
 
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
 
     from pykvm.snapshot.capture import Parts
 

@@ -7,10 +7,10 @@ it: what it found must be there. Read `cpuid` for the names.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from pykvm.cpuid import FEATURES
 from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

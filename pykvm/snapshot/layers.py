@@ -17,14 +17,14 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import Region
 from pykvm.snapshot.pages import PAGE, PIECE, data_of, joined, without_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from typing import Self
+    from typing import Final, Self
 
     from pykvm.memory import GuestMemory
 
@@ -40,7 +40,7 @@ class Layer:
         self.ranges = ranges  # by their place in the memory's file; in `fd` at the same place
 
 
-class Shown(NamedTuple):
+class Shown(Record):
     """A range that no layer above hides: of the layer with this number."""
 
     offset: int

@@ -9,9 +9,9 @@ longer for a guest of gigabytes. A copy, a file that was written to, or `verify`
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError
+from pykvm.lean import TYPE_CHECKING
 from pykvm.snapshot import capture, chain, format
 from pykvm.snapshot.diff import lineage_of
 from pykvm.snapshot.disks import check_disks

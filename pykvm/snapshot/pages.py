@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from typing import TYPE_CHECKING, Final
 
+from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import Region
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Final
 
     from pykvm.memory import GuestMemory
 

@@ -8,12 +8,13 @@ size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from pykvm.errors import PykvmError
+from pykvm.lean import TYPE_CHECKING
 from pykvm.snapshot import capture
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from pykvm.machine import Machine
     from pykvm.snapshot.template import Template
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-from typing import TYPE_CHECKING, Final
 
 from pykvm.kvm import unpack_cpuid
+from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import GuestMemory
 from pykvm.snapshot import capture, pages
 from pykvm.snapshot.diff import has_changed, inherited
@@ -21,7 +21,7 @@ from pykvm.snapshot.layers import Layer, Placing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, Self
+    from typing import Any, Final, Self
 
     from pykvm.boot.entry import Entry
     from pykvm.config import MachineConfig

@@ -15,14 +15,15 @@ setting    CPUID first: it decides which bits the others accept. SREGS before LA
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pykvm._core import ffi, lib
 from pykvm.errors import KvmError, check
+from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.vcpu import MSR_ENTRY, msr_table, pack_msrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Final
 
     from pykvm.machine import Machine
     from pykvm.vcpu import Vcpu
@@ -53,7 +54,7 @@ _SET: Final = (
 PARTS: Final = ("cpuid", *_READ)
 
 
-class Form(NamedTuple):
+class Form(Record):
     """How KVM reads and sets a part: its size, the two ioctls, their names but for the verb."""
 
     size: int

@@ -90,11 +90,21 @@ def test_flags_are_integers() -> None:
     assert Bit(3) & Bit.LOW == 1
 
 
-def test_booting_loads_no_slow_modules() -> None:
-    slow = ("typing", "enum", "dataclasses", "re", "argparse", "inspect", "pathlib", "subprocess")
+SLOW = ("typing", "enum", "dataclasses", "re", "argparse", "inspect", "pathlib", "subprocess")
+BY_JSON = ("enum", "re")  # json itself needs them
+
+
+@pytest.mark.parametrize(
+    ("modules", "slow"),
+    [
+        ("pykvm.cli_boot, pykvm.machine", SLOW),
+        ("pykvm.cli_restore, pykvm.snapshot.load", tuple(set(SLOW) - set(BY_JSON))),
+    ],
+)
+def test_booting_and_restoring_load_no_slow_modules(modules: str, slow: tuple[str, ...]) -> None:
     # -S: what site and other packages' .pth files import is not ours.
     folders = [str(Path(file).parent) for file in (_cffi_backend.__file__, pykvm.__path__[0])]
-    code = f"import sys; sys.path[:0] = {folders}; import pykvm.cli_boot, pykvm.machine; "
+    code = f"import sys; sys.path[:0] = {folders}; import {modules}; "
     code += f"print(*sorted(set(sys.modules) & set({slow})))"
     command = [sys.executable, "-S", "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout
