@@ -16,7 +16,7 @@ from pykvm.boot.entry import CpuMode
 from pykvm.cli import complain
 from pykvm.cli_devices import initrds_of, nets_of, ports_of, storage_of, vsock_of
 from pykvm.cli_options import BOOT, BOOT_USAGE
-from pykvm.config import CMDLINE_DEFAULT, MachineConfig, parse_size
+from pykvm.config import CMDLINE_DEFAULT, CMDLINE_VIRTIO, MachineConfig, parse_size
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, signal
 from pykvm.options import describe, number, parse
@@ -77,7 +77,7 @@ def run(args: Any) -> int:
         kernel=image,
         initrd=initrds_of(args, kernel, command, linux, storage, ports),
         modules=tuple(args.module),
-        cmdline=args.append if args.append is not None else CMDLINE_DEFAULT if linux else "",
+        cmdline=args.append if args.append is not None else _cmdline(args) if linux else "",
         memory=parse_size(args.memory),
         cpus=number(args.cpus, "--cpus", int),
         cpu=args.cpu,
@@ -92,6 +92,7 @@ def run(args: Any) -> int:
         vsock=vsock_of(args.vsock),
         balloon=None if args.balloon is None else parse_size(args.balloon or "0", "--balloon"),
         ports=ports,
+        console=args.console,
         transport=args.transport,
         gdb=args.gdb,
         wait_gdb=args.wait_gdb,
@@ -157,6 +158,7 @@ def on_terminal(
             _catch_signals(machine)
             outcome = machine.run(timeout, console, follower.tracer if follower else None)
         finally:
+            signal.signal(signal.SIGWINCH, signal.SIG_DFL)
             console.close()
     if follower is not None:
         follower.report()
@@ -181,9 +183,16 @@ def _catch_signals(machine: Machine) -> None:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(each) != signal.SIG_IGN:  # nohup
             signal.signal(each, end)
+    if machine.hvc:  # the terminal has another size: the watcher looks at that when it is woken
+        signal.signal(signal.SIGWINCH, lambda *_: machine.requests.wake())
 
 
 # ── options ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _cmdline(args: Any) -> str:
+    """The kernel command line of a Linux guest whose user gives none."""
+    return CMDLINE_VIRTIO if args.console == "virtio" else CMDLINE_DEFAULT
 
 
 def _address(text: str) -> int:

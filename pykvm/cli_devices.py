@@ -93,7 +93,8 @@ def initrds_of(
     nets, fstab = nets_of(args.net), storage.fstab() if storage else ""
     modules = _modules(args, storage)
     names = [port.name for port in ports]
-    return (default_initrd(kernel, command, args.add, modules, nets, fstab, names),)
+    console = "hvc0" if args.console == "virtio" else ""
+    return (default_initrd(kernel, command, args.add, modules, nets, fstab, names, console),)
 
 
 def _modules(args: Any, storage: Storage | None) -> list[str]:
@@ -102,6 +103,7 @@ def _modules(args: Any, storage: Storage | None) -> list[str]:
     kinds += ["balloon"] if args.balloon is not None else []
     kinds += ["disk"] if storage and storage.disks else []
     kinds += ["ports"] if args.pipe or args.port else []
+    kinds += ["console"] if args.console == "virtio" else []
     kinds += ["fs"] if storage and storage.shares else []
     if not kinds:
         return []

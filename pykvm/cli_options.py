@@ -86,6 +86,13 @@ BOOT = (
         "stdio, none, pty, file:PATH or unix:PATH (default: stdio; with --pipe: none)",
     ),
     Option(
+        "--console",
+        "NAME",
+        "what the guest's console is: serial (default), or virtio (Linux's hvc0, which is faster); "
+        "it leads to where --serial says, with what the guest says before it is there",
+        "serial",
+    ),
+    Option(
         "--pipe",
         "",
         "COMMAND's standard input, output and error are pykvm's own, byte for byte, without a "

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 MEMORY_DEFAULT = 256 * MIB
 MEMORY_MIN = 1 * MIB
 CMDLINE_DEFAULT = "console=ttyS0 quiet panic=-1"
+# With hvc0: until the kernel has it, its boot console is the serial port; quiet first, or that says
+# all that was said before it came (Linux admin-guide/kernel-parameters.txt, earlycon=).
+CMDLINE_VIRTIO = "quiet earlycon=uart8250,io,0x3f8 console=hvc0 panic=-1"
 
 TRANSPORTS = ("pci", "mmio")
+CONSOLES = ("serial", "virtio")
 
 _UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 
@@ -64,13 +68,14 @@ class MachineConfig(Record):
     vsock: VsockConfig | None = None  # sockets between host and guest
     balloon: int | None = None  # bytes the guest does without at first; None: no balloon
     ports: tuple[PortConfig, ...] = ()  # byte channels: /dev/virtio-ports/NAME
+    console: str = "serial"  # what the guest talks to its user by: one of CONSOLES
     transport: str = "pci"  # how virtio devices are reached: one of TRANSPORTS
 
     @property
     def has_virtio(self) -> bool:
         """Whether any virtio device is asked for."""
         devices = (self.disks, self.nets, self.shares, self.rng, self.vsock, self.ports)
-        return any(devices) or self.balloon is not None
+        return any(devices) or self.balloon is not None or self.console == "virtio"
 
     gdb: str | None = None  # where to listen for gdb: [HOST:]PORT or unix:PATH
     wait_gdb: bool = False  # no instruction before a gdb says so
@@ -91,6 +96,10 @@ class MachineConfig(Record):
         if self.transport not in TRANSPORTS:
             raise ConfigError(
                 f"--transport: {self.transport!r} is unknown; write {' or '.join(TRANSPORTS)}"
+            )
+        if self.console not in CONSOLES:
+            raise ConfigError(
+                f"--console: {self.console!r} is unknown; write {' or '.join(CONSOLES)}"
             )
         if self.ports:
             from pykvm.virtio.config.console import check_ports

@@ -1,7 +1,8 @@
-"""Where the guest's serial port leads on the host: `--serial`.
+"""Where the guest's console leads on the host: `--serial`.
 
 Reached from `machine`, on the main thread only: its poll loop moves bytes between the UART's queues
-(csrc/serial.c) and a `Console`. Read `terminal` for the interactive one.
+(csrc/serial.c), or a virtio console's (`virtio.hvc`), and a `Console`. Read `terminal` for the
+interactive one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class Console:
     def take_commands(self) -> str:
         """The letters of the Ctrl-A commands that the user typed since the last call."""
         return ""
+
+    def window(self) -> tuple[int, int]:
+        """Columns and rows of the terminal that this is; zeros where there is none."""
+        return (0, 0)
 
     def close(self) -> None:
         """Give back what was opened; restore what was changed. Safe to call twice."""

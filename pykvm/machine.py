@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from pykvm.pci import PciBus
     from pykvm.virtio.balloon import Balloon
     from pykvm.virtio.console import VirtioConsole
+    from pykvm.virtio.hvc import Hvc
     from pykvm.virtio.mmio import MmioTransport
     from pykvm.virtio.pci import PciTransport
 
@@ -103,7 +104,8 @@ class Machine:
         self.pio_bus: Bus
         self.mmio_bus = Bus("mmio")
         self.virtio: list[MmioTransport | PciTransport] = []  # the devices, as the guest finds them
-        self.virtio_console: VirtioConsole | None = None
+        self.virtio_console: VirtioConsole | None = None  # with ``--port``
+        self.hvc: Hvc | None = None  # with ``--console virtio``
         self.vcpus: list[Vcpu] = []
         self.tracer: Tracer | None = None  # of the run
         self.console_log = bytearray()
@@ -371,8 +373,9 @@ class Machine:
                 tracer.stop()
             self.requests.end()
         by_user = self._ending is not None and self._ending.reason in RESUMABLE
-        if self.virtio_console is not None and not by_user and self._error is None:
-            self.virtio_console.flush(self.requests.wake_fd)
+        for device in (self.hvc, self.virtio_console):
+            if device is not None and not by_user and self._error is None:
+                device.flush(self.requests.wake_fd, self._watcher.make_room)
         self._watcher.finish(PATIENCE_S if by_user or self._error else None)
         if self._error is not None:
             raise self._error
@@ -545,11 +548,13 @@ class Machine:
         return view.disassemble(self, gva, n, vcpu)
 
     def empty_console(self) -> None:
-        """Move what the guest has sent out of the serial port: it is no part of its state."""
+        """Move what the guest has sent out of its console: it is no part of its state."""
         if self._watcher is not None:
             self._watcher.make_room()
-        else:
-            self.console_log += self.serial.take()
+            return
+        self.console_log += self.serial.take()
+        while self.hvc and (data := self.hvc.take()):
+            self.console_log += data
 
     def forget_run(self) -> None:
         """As if it had not run: for a machine that was taken back to where it had not."""

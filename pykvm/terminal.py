@@ -117,6 +117,15 @@ class Terminal(Console):
     def output_fd(self) -> int:
         return 1
 
+    def window(self) -> tuple[int, int]:
+        if self._saved is None:
+            return (0, 0)
+        try:
+            size = os.get_terminal_size(0)
+        except OSError:
+            return (0, 0)  # it hung up
+        return size.columns, size.lines
+
     def close(self) -> None:
         if self._saved is not None and self._open:
             import termios

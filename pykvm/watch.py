@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 CONSOLE_KEPT = 4 << 20  # bytes of console output kept for `Outcome.console`, at least
 INPUT_AHEAD = 1 << 16  # bytes read from the console ahead of the guest
 LINE_S = 0.001  # how long a console byte waits for the rest of its line
+ROUNDS = 16  # of taking what the guest has sent, before other things have their turn
 SILENCE_S = 60.0  # without a word from the guest, after which the user is told
 HEALTH_FIRST_S, HEALTH_LONGEST_S = 0.5, 8.0  # between looks at a silent machine
 
 
 class Watcher:
-    """One run's watch over `machine`, whose serial port leads to `console`."""
+    """One run's watch over `machine`, whose console leads to `console`."""
 
     def __init__(self, machine: Machine, console: Console, timeout: float | None) -> None:
         self._machine = machine
@@ -130,7 +131,8 @@ class Watcher:
 
     def _wait(self, seconds: float) -> None:
         """Sleep until there is something to move, at most `seconds`; then move it."""
-        serial, console = self._machine.serial, self._console
+        serial, hvc, console = self._machine.serial, self._machine.hvc, self._console
+        outputs = {serial.output_fd} | ({hvc.output_fd} if hvc else set())
         inputs = console.input_fds() if len(self._input) < INPUT_AHEAD else []
         poll = select.poll()
         tracer = self._machine.tracer
@@ -140,7 +142,10 @@ class Watcher:
         if not self._write():  # what more the guest says waits in its own transmitter
             poll.register(console.output_fd(), select.POLLOUT)
         else:
-            poll.register(serial.output_fd, select.POLLIN)
+            for fd in outputs:
+                poll.register(fd, select.POLLIN)
+        if hvc and self._input:
+            poll.register(hvc.input_fd, select.POLLOUT)
         debugger = self._machine.debugger
         for fd, events in debugger.polls() if debugger else ():
             poll.register(fd, events)
@@ -151,18 +156,22 @@ class Watcher:
             self._input += console.read(fd)
         for letter in console.take_commands():
             self._obey(letter)
-        if serial.output_fd in ready and not self._machine.ended:
+        if outputs & ready and not self._machine.ended:
             time.sleep(LINE_S)
         serial.clear_events()
         self.move_output()
         self._machine.requests.serve()
         if self._input:
-            del self._input[: serial.give(bytes(self._input))]
+            del self._input[: (hvc or serial).give(bytes(self._input))]
+        if hvc:
+            hvc.resize(console.window())
 
     def move_output(self) -> None:
         """Bring what the guest has sent to the console, as long as it has room, and to the log."""
-        while self._write() and self._take():
-            pass
+        for _ in range(ROUNDS):
+            if not self._write() or not self._take():
+                return
+        self._machine.requests.wake()  # there is more; but other things have their turn first
 
     def finish(self, patience_s: float | None) -> None:
         """The run is over: bring the rest to the console.
@@ -190,6 +199,8 @@ class Watcher:
         """Take what the guest has sent; tell whether there was something."""
         log = self._machine.console_log
         data = self._machine.serial.take()
+        if self._machine.hvc:
+            data += self._machine.hvc.take()
         log += data
         if data and self._machine.tracer is not None:
             self._machine.tracer.console(data)

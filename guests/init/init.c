@@ -5,7 +5,8 @@
  *
  *   /pykvm/argv            the command to run: NUL-terminated strings. Without this file, what
  *                          follows " -- " on the kernel's command line.
- *   /pykvm/fstab           disks and folders to mount, and the root: mounts.c
+ *   /pykvm/console         the terminal to run on, hvc0 say; without this file, the kernel's
+ * console /pykvm/fstab           disks and folders to mount, and the root: mounts.c
  *   /pykvm/modules/order   kernel modules to load first, one a line: FILE [PARAMETER=VALUE ...]
  *   /pykvm/ports           virtio ports to wait for, by name: see streams.c
  *   /pykvm/network         the cards' addresses: see network.c
@@ -24,8 +25,9 @@
 #include <linux/signal.h>
 #include <linux/time.h>
 
-#define FAILURE  125  /* pykvm's own, not the command's */
-#define MAX_ARGS 4096 /* pykvm/boot/initrd.py refuses longer commands, and larger ones */
+#define FAILURE        125  /* pykvm's own, not the command's */
+#define TERMINAL_TRIES 500  /* of 10 ms: the driver may take its time */
+#define MAX_ARGS       4096 /* pykvm/boot/initrd.py refuses longer commands, and larger ones */
 
 static void put(const char *text, size_t len)
 {
@@ -58,16 +60,41 @@ static void mount_file_systems(void)
     }
 }
 
-/* The kernel gave us the initrd's /dev/console, if it has one; devtmpfs now hides that node. The
- * same console by a path that can be seen lets programs find out the name of their terminal. */
-static void open_console(void)
+static int use_terminal(const char *path)
 {
-    long fd = SYS(open, "/dev/console", O_RDWR);
+    long fd = SYS(open, path, O_RDWR | O_NOCTTY); /* the command's session is to have it */
 
     for (long to = STDIN; fd >= 0 && to <= STDERR; to++)
         SYS(dup2, fd, to);
     if (fd > STDERR)
         SYS(close, fd);
+    return fd >= 0;
+}
+
+/* The kernel gave us the initrd's /dev/console, if it has one; devtmpfs now hides that node. The
+ * same console by a path that can be seen lets programs find out the name of their terminal. When
+ * the console's driver is a module, there is none yet. */
+static void open_console(void)
+{
+    if (!use_terminal("/dev/console"))
+        use_terminal("/dev/ttyS0");
+}
+
+/* Once its driver is there, go to the terminal that the initrd names. Returns the name of one that
+ * did not come, or NULL. */
+static const char *find_terminal(void)
+{
+    static char path[64] = "/dev/";
+    const struct timespec pause = {.tv_nsec = 10000000};
+
+    if (!slurp("/pykvm/console", path + 5, sizeof(path) - 5))
+        return NULL;
+    for (int tries = 0; tries < TERMINAL_TRIES; tries++) {
+        if (use_terminal(path))
+            return NULL;
+        SYS(nanosleep, &pause, NULL);
+    }
+    return path;
 }
 
 /* ── kernel modules ─────────────────────────────────────────────────────────────────────────── */
@@ -429,6 +456,11 @@ void init(long *stack)
     open_console();
     report();
     load_modules();
+    missing = find_terminal();
+    if (missing) {
+        say("pykvm: console %s: not there; does this kernel have virtio_console?\n", missing);
+        leave(FAILURE);
+    }
     missing = find_ports();
     if (missing) {
         say("pykvm: port %s: not there; does this kernel have virtio_console?\n", missing);

@@ -29,11 +29,12 @@ def default_initrd(
     nets: Sequence[NetConfig] = (),
     fstab: str = "",
     ports: Iterable[str] = (),
+    console: str = "",
 ) -> bytes:
     """The archive for `kernel`, a path: `command` is what init runs, each of `add` what ``--add``
     names, `modules` the kernel modules to load first, with their dependencies, `nets` the cards
     whose addresses init sets, `fstab` what it mounts then, `ports` the virtio ports
-    to wait for, by their names.
+    to wait for, by their names, `console` the terminal to run on, if that is not the kernel's.
 
     A kernel without a module tree gets none. Raises `BootError`.
     """
@@ -49,6 +50,8 @@ def default_initrd(
         files[FSTAB] = fstab.encode()
     if names := "".join(f"{name}\n" for name in ports):
         files["pykvm/ports"] = names.encode()
+    if console:
+        files["pykvm/console"] = console.encode()
     with open(path("init"), "rb") as init:
         return build(init.read(), files, argv=command)
 

@@ -30,6 +30,7 @@ KINDS: Final = {
     "balloon": ("virtio_balloon",),
     "vsock": ("vmw_vsock_virtio_transport",),
     "ports": ("virtio_console",),
+    "console": ("virtio_console",),
 }
 
 # What file systems need beside the module of their name, and do not say that they depend on.

@@ -55,6 +55,11 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
         from pykvm.virtio.vsock import Vsock
 
         yield Vsock(machine.memory, machine.config.vsock)
+    if machine.config.console == "virtio":
+        from pykvm.virtio.hvc import Hvc
+
+        machine.hvc = Hvc(machine.memory)
+        yield machine.hvc
     if machine.config.ports:
         from pykvm.virtio.console import VirtioConsole
 

@@ -2,7 +2,8 @@
 csrc/virtio_console.c.
 
 Reached from `attach` (``--port``, ``--pipe``). Ports are named byte channels, /dev/vport0p1 and on;
-port 0, the kernel's console hvc0, is never added. Source: virtio 1.2 §5.3 Console Device.
+port 0, a console of the kernel's, is never added: `hvc` is a device of its own. Source: virtio 1.2
+§5.3 Console Device.
 
 ::
 
@@ -20,10 +21,9 @@ import struct
 import threading
 from collections import deque
 
-from pykvm._core import ffi, lib
-from pykvm.errors import check
+from pykvm._core import lib
 from pykvm.lean import TYPE_CHECKING
-from pykvm.virtio.device import VirtioDevice
+from pykvm.virtio.consoledevice import CONFIG, ConsoleDevice, ConsoleFeature
 from pykvm.virtio.ports import NOTHING, PortFiles
 from pykvm.virtio.queueserver import QueueServer
 
@@ -38,17 +38,9 @@ if TYPE_CHECKING:
 CONTROL_RX: Final = 2  # §5.3.2 Virtqueues: port 0 has 0 and 1, port n 2n + 2 and 2n + 3
 CONTROL_TX: Final = 3
 
-CONFIG: Final = struct.Struct("<HHII")  # §5.3.4: cols, rows, max_nr_ports, emerg_wr
 CONTROL: Final = struct.Struct("<IHH")  # §5.3.6.2 Multiport Device Operation: id, event, value
 STATE: Final = struct.Struct("<HI")  # bytes for the ports, a byte each; bytes of messages
-FLUSH_MS: Final = 1  # between looks
 PENDING_MAX: Final = 64  # messages that wait for the driver's buffers, before we listen again
-
-
-class ConsoleFeature(enum.IntFlag):
-    """§5.3.3 Feature bits: those that are offered."""
-
-    MULTIPORT = 1 << 1
 
 
 class Event(enum.IntEnum):
@@ -82,10 +74,9 @@ class Port:
         return 2 + 2 * self.number
 
 
-class VirtioConsole(VirtioDevice):
+class VirtioConsole(ConsoleDevice):
     """A console device. Raises `ConfigError` when what a port leads to cannot be opened."""
 
-    device_id = 3
     name = "console"
     features = ConsoleFeature.MULTIPORT
 
@@ -94,7 +85,6 @@ class VirtioConsole(VirtioDevice):
         self.queue_count = 4 + 2 * len(ports)
         self._control = threading.Lock()  # the messages, and what has been told in them
         self._pending: deque[bytes] = deque()
-        self._handle = ffi.NULL
         self._to_driver = QueueServer(self, "console-tell", self._give, self._has_news)
         self._from_driver = QueueServer(self, "console-hear", self._take, self._has_room)
         self._files = PortFiles()
@@ -107,11 +97,7 @@ class VirtioConsole(VirtioDevice):
 
     def _open(self, ports: Sequence[PortConfig]) -> None:
         files = [NOTHING, *(self._files.open(port) for port in ports)]
-        out = ffi.new("struct pk_console **")
-        given = ffi.new("struct pk_console_port[]", files)
-        result = lib.pk_console_create(given, len(files), self._to_driver.wake_fd, out)
-        check(result, "memory and descriptors for a console device")
-        self._handle = out[0]
+        self._create(files, self._to_driver.wake_fd)
         self._files.close_copies()
 
     def read_config(self) -> bytes:
@@ -122,29 +108,14 @@ class VirtioConsole(VirtioDevice):
     def start(self) -> None:
         for number in (CONTROL_RX, CONTROL_TX):
             self.c_queues[number].kick_fd = -1  # ours, not C's
-        check(lib.pk_console_start(self._handle, *self._c_args()), "a thread for a console")
+        super().start()
         self._to_driver.start(CONTROL_RX)
         self._from_driver.start(CONTROL_TX)
 
     def stop(self) -> None:
         self._from_driver.stop()
         self._to_driver.stop()
-        lib.pk_console_stop(self._handle)
-
-    def flush(self, interrupted_fd: int) -> None:
-        """Wait until all that the guest has sent is with the host, or `interrupted_fd` is readable.
-        The vCPUs are still, or there may be no end."""
-        import select
-
-        with self.lock:
-            if not self._running:
-                return
-            flush = lib.pk_console_flush(self._handle)
-            self.kick(1)
-        poll = select.poll()
-        poll.register(interrupted_fd, select.POLLIN)
-        while not lib.pk_console_flushed(self._handle, flush) and not poll.poll(FLUSH_MS):
-            pass
+        super().stop()
 
     def reset(self) -> None:
         super().reset()
@@ -257,9 +228,7 @@ class VirtioConsole(VirtioDevice):
         self._close_host()
 
     def _close_host(self) -> None:
-        if self._handle != ffi.NULL:
-            lib.pk_console_destroy(self._handle)
-            self._handle = ffi.NULL
+        self._destroy()
         self._to_driver.close()
         self._from_driver.close()
         self._files.close()

@@ -68,3 +68,15 @@ def test_a_piped_command_keeps_bytes_streams_and_code(
     """
     done = in_lab(["sh", "-c", script], code=7)
     assert done.stdout == b"apart\nnoted\nthe same\n", done
+
+
+@pytest.mark.parametrize(("name", "transport"), [("6.12-cloud", "pci"), ("6.1-cloud", "mmio")])
+def test_the_console_is_hvc0_for_who_asks_for_it(
+    in_lab: Callable[..., subprocess.CompletedProcess[bytes]],
+    debian_kernel: Callable[[str], str],
+    name: str,
+    transport: str,
+) -> None:
+    """The one kernel has the driver built in, the other as a module."""
+    session = f"{sys.executable} {HERE / 'hvcsession.py'} $(mktemp -d)"
+    in_lab(["sh", "-c", f"{session} {debian_kernel(name)} {transport}"])

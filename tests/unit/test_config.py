@@ -60,10 +60,13 @@ def test_whole_numbers_are_exact(number: int, unit: str) -> None:
         ({"memory": MEMORY_MIN + 1}, r"--memory: .* is not a whole number of 4 KiB pages; try"),
         ({"cpus": 0}, r"--cpus: 0 is less than 1; try --cpus 1"),
         ({"cpus": -1}, r"--cpus"),
+        ({"console": "vga"}, r"--console: 'vga' is unknown; write serial or virtio"),
         ({"cmdline": "quiet\0evil"}, r"--append: .* NUL byte"),
     ],
 )
-def test_value_that_works_on_no_host_is_refused(options: dict[str, int], complaint: str) -> None:
+def test_value_that_works_on_no_host_is_refused(
+    options: dict[str, int | str], complaint: str
+) -> None:
     with pytest.raises(ConfigError, match=complaint):
         MachineConfig(kernel=b"\xf4", **options)  # type: ignore[arg-type]
 

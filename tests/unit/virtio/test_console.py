@@ -17,7 +17,8 @@ from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
 from pykvm.virtio.config.console import NAME_MAX, PIPE, PORTS_MAX, PortConfig, parse_port
-from pykvm.virtio.console import CONTROL_RX, CONTROL_TX, ConsoleFeature, Event, VirtioConsole
+from pykvm.virtio.console import CONTROL_RX, CONTROL_TX, Event, VirtioConsole
+from pykvm.virtio.consoledevice import ConsoleFeature
 from pykvm.virtio.interrupt import Interrupt
 
 SIZE = 16  # of each ring
