@@ -159,6 +159,7 @@ struct pk_trace_config {
     uint32_t num;    /* records the ring holds, a power of two; 0: no ring */
     uint32_t hz;     /* samples a second of a vCPU that is in the guest; 0: none */
     uint32_t stats;  /* count exits, too: pk_trace_stats() */
+    uint32_t newest; /* a full ring loses the oldest: nobody takes any while something happens */
     uint16_t source; /* vCPU */
     int event_fd;    /* written when the ring is half full; or -1 */
 };

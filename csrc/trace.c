@@ -4,8 +4,9 @@
  *   iothreads, devices ── pk_trace_event() ──> the machine's ring ──────┴──> pk_trace_take()
  *
  * A ring has one producer and one consumer and no lock; the machine's ring has many producers, who
- * take turns by `events_lock`. A full ring loses new records and counts them. Where nothing is
- * traced, a vCPU pays a test of its `trace` pointer and everybody else one of `pk_tracing`.
+ * take turns by `events_lock`. A full ring loses new records, or the oldest, and counts them. Where
+ * nothing is traced, a vCPU pays a test of its `trace` pointer and everybody else one of
+ * `pk_tracing`.
  *
  * Lock order: events_lock is a leaf; it is taken with a device's lock held.
  */
@@ -77,7 +78,9 @@ static void push(struct pk_trace *t, const struct pk_trace_record *record)
     uint64_t used = head - __atomic_load_n(&t->tail, __ATOMIC_ACQUIRE);
     if (used == t->config.num) {
         __atomic_store_n(&t->lost, t->lost + 1, __ATOMIC_RELAXED);
-        return;
+        if (!t->config.newest)
+            return;
+        __atomic_store_n(&t->tail, t->tail + 1, __ATOMIC_RELAXED); /* there is no consumer now */
     }
     t->records[head & (t->config.num - 1)] = *record;
     /* Release: the record is whole before the consumer can see it. Partner in pk_trace_take(). */

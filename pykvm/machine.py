@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
     from pykvm.debug.control import RunControl, Stop
+    from pykvm.debug.flight import FlightRecorder
     from pykvm.debug.server import Server
     from pykvm.debug.symbols import SymbolTable
     from pykvm.debug.trace import Tracer
@@ -107,7 +108,7 @@ class Machine:
         self.virtio_console: VirtioConsole | None = None  # with ``--port``
         self.hvc: Hvc | None = None  # with ``--console virtio``
         self.vcpus: list[Vcpu] = []
-        self.tracer: Tracer | None = None  # of the run
+        self.tracer: Tracer | FlightRecorder | None = None  # of the run
         self.console_log = bytearray()
         self.unread_input = bytearray()  # from the console; the guest has no room for it yet
         self._ending: _Ending | None = None
@@ -334,7 +335,7 @@ class Machine:
         self,
         timeout: float | None = None,
         console: Console | None = None,
-        tracer: Tracer | None = None,
+        tracer: Tracer | FlightRecorder | None = None,
     ) -> Outcome:
         """Run the guest until it ends, `timeout` seconds passed or `stop` was called.
 

@@ -215,9 +215,11 @@ def _skip_where_linux_cannot_run() -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the console of the test's machine to what is told of a failure."""
+    """Add to what is told of a failure: the console of the test's machine, its last exits."""
     report: pytest.TestReport = yield
-    machine = getattr(item, "funcargs", {}).get("vm")
-    if report.failed and isinstance(console := getattr(machine, "console", None), str):
-        report.sections.append(("console of the pykvm machine", console[-CONSOLE_SHOWN:]))
+    vm = getattr(item, "funcargs", {}).get("vm")
+    if report.failed and vm is not None and hasattr(vm, "last_exits"):
+        exits = "\n".join(vm.last_exits())
+        report.sections.append(("console of the pykvm machine", vm.console[-CONSOLE_SHOWN:]))
+        report.sections.append(("last exits of the pykvm machine", exits))
     return report

@@ -217,6 +217,12 @@ class GuestMachine:
         """What the guest wrote to its console, also before it was forked."""
         return self._past + self._machine.console_log.decode(errors="replace")
 
+    def last_exits(self) -> list[str]:
+        """Why the vCPUs left the guest of late, and what devices did: lines. It rests then."""
+        with self._lock, contextlib.suppress(PykvmError):
+            self._runner.stop()
+        return self._runner.recorder.lines()
+
     @property
     def machine(self) -> Machine:
         """For all else. Whoever has it may change what `reset` does not take back."""
@@ -276,6 +282,7 @@ class GuestMachine:
         with contextlib.suppress(PykvmError):  # it was told when something was asked for, or never
             self._runner.stop()
         self._link.close()
+        self._runner.recorder.close()
         self._machine.close()
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from pykvm.debug.flight import FlightRecorder
 from pykvm.machine import RESUMABLE
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Runner:
     def __init__(self, machine: Machine, on_end: Callable[[], None]) -> None:
         self._machine = machine
         self._on_end = on_end
+        self.recorder = FlightRecorder()
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None  # of the last run
         self._error: BaseException | None = None
@@ -37,7 +39,7 @@ class Runner:
 
     def _run(self) -> None:
         try:
-            self._outcome = self._machine.run()
+            self._outcome = self._machine.run(tracer=self.recorder)
         except BaseException as error:  # raised by `stop`
             self._error = error
         if self._error is not None or self.ending:

@@ -188,8 +188,8 @@ class Tracer:
             return
         for trace in (*self._vcpus, self._events):
             while count := lib.pk_trace_take(trace, self._records, PIECE):
-                size = len(self._text)
-                used = lib.pk_trace_format(self._format, self._records, count, self._text, size)
+                text, size = self._format.text, len(self._text)
+                used = lib.pk_trace_format(text, self._records, count, self._text, size)
                 self._file.write(ffi.buffer(self._text, used))
         self.lost = sum(int(lib.pk_trace_lost(t)) for t in (*self._vcpus, self._events))
 

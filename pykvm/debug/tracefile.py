@@ -137,16 +137,9 @@ class TraceFile:
                 tracks.append((lib.PK_TRACK_QUEUES + gsi, f"queues of {name}"))
         return tracks
 
-    def format(self, names: list[DeviceName]) -> Any:
-        """What csrc/trace_text.c is told: a `struct pk_trace_text *`."""
-        self._names = ffi.new("struct pk_trace_name[]", len(names))
-        for entry, (space, base, end, name) in zip(self._names, names, strict=True):
-            entry.space, entry.base, entry.len = space, base, end - base
-            entry.name = b" " + name.encode("ascii", "replace")[: len(entry.name) - 2]
-        text = ffi.new("struct pk_trace_text *")
-        text.origin, text.pid, text.csv = self.origin, os.getpid(), self.csv
-        text.names, text.num_names = self._names, len(names)
-        return text
+    def format(self, names: list[DeviceName]) -> TextFormat:
+        """What csrc/trace_text.c is told of this file."""
+        return TextFormat(names, self.origin, csv=self.csv)
 
     def close(self, *, keep: bool = True) -> None:
         """Write the array's end; or remove a file that nothing came of. Safe to call twice."""
@@ -160,6 +153,19 @@ class TraceFile:
             self.problem = before or self.problem
         os.close(self._fd)
         self._fd = -1
+
+
+class TextFormat:
+    """How csrc/trace_text.c writes records: `text` is its `struct pk_trace_text *`."""
+
+    def __init__(self, names: list[DeviceName], origin: int, *, csv: bool) -> None:
+        self._names = ffi.new("struct pk_trace_name[]", len(names))
+        for entry, (space, base, end, name) in zip(self._names, names, strict=True):
+            entry.space, entry.base, entry.len = space, base, end - base
+            entry.name = b" " + name.encode("ascii", "replace")[: len(entry.name) - 2]
+        self.text = ffi.new("struct pk_trace_text *")
+        self.text.origin, self.text.pid, self.text.csv = origin, os.getpid(), csv
+        self.text.names, self.text.num_names = self._names, len(names)
 
 
 def check_name(path: str) -> None:

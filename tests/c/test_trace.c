@@ -57,6 +57,22 @@ static void a_full_ring_loses_the_new_and_counts_them(void)
     pk_trace_destroy(trace);
 }
 
+static void a_full_ring_of_the_newest_loses_the_oldest(void)
+{
+    struct pk_trace_config config = {.num = 4, .newest = 1, .event_fd = -1};
+    struct pk_trace *trace;
+    struct pk_trace_record records[8];
+    CHECK_EQ(pk_trace_create(&config, &trace), 0);
+    pk_trace_watch(trace, VM);
+    for (uint64_t i = 0; i < 10; i++)
+        pk_trace_event(VM, EVENT, 16, i, 1);
+    CHECK_EQ(pk_trace_lost(trace), 6);
+    CHECK_EQ(pk_trace_take(trace, records, 8), 4);
+    CHECK_EQ(records[0].data, 6);
+    CHECK_EQ(records[3].data, 9);
+    pk_trace_destroy(trace);
+}
+
 static void a_half_full_ring_says_so_once(void)
 {
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -288,6 +304,7 @@ int main(void)
 {
     RUN(records_come_out_in_order_also_around_the_end);
     RUN(a_full_ring_loses_the_new_and_counts_them);
+    RUN(a_full_ring_of_the_newest_loses_the_oldest);
     RUN(a_half_full_ring_says_so_once);
     RUN(a_machine_sees_its_own_events_alone);
     RUN(a_size_that_is_no_power_of_two_is_refused);

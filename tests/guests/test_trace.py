@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pykvm import guest_programs
 from pykvm.boot.entry import CpuMode
 from pykvm.config import MachineConfig
 from pykvm.debug import trace as tracing
+from pykvm.debug.flight import FlightRecorder
 from pykvm.debug.kvmstats import StatsFile
 from pykvm.debug.trace import Tracer
 from pykvm.errors import BootError
@@ -296,3 +298,20 @@ def test_a_bad_option_is_named(tmp_path: Path, words: list[str], message: str) -
     assert result.returncode == 125
     assert message in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_flight_recorder_has_the_last_exits_in_their_order() -> None:
+    recorder = FlightRecorder()
+    kernel = guest_programs.path("hello-long")
+    with Machine(MachineConfig(kernel=kernel, memory=MEMORY, mode=CpuMode.LONG)) as vm:
+        vm.run(timeout=20, tracer=recorder)
+        lines = recorder.lines()
+        assert "out 0x5f8 exit code" in lines[-2]  # then the vCPU is kicked
+        assert "kick" in lines[-1]
+        assert "     0.000 ms" in lines[-1]
+        said = [re.search(r"vCPU 0  out 0x3f8 serial = (0x\w+)  at 0x1", line) for line in lines]
+        letters = bytes(int(match[1], 16) for match in said if match)
+        assert b"hello from long mode\n".endswith(letters)
+        assert recorder.lines() == []  # they were taken
+    recorder.close()
+    recorder.close()

@@ -25,6 +25,9 @@ class Machine:
         assert not self.closed
         self.resets += 1
 
+    def last_exits(self):
+        return ["out 0x3f8 serial"]
+
     def close(self):
         self.closed = True
 
@@ -128,7 +131,7 @@ def test_marker_with_something_else_is_refused(session: pytest.Pytester, wrong: 
     result.stdout.fnmatch_lines(["*unknown; write NAME=VALUE with one of kernel, cpus,*"])
 
 
-def test_failure_comes_with_the_console(session: pytest.Pytester) -> None:
+def test_failure_comes_with_console_and_last_exits(session: pytest.Pytester) -> None:
     session.makepyfile("""
         def test_good(vm):
             pass
@@ -139,6 +142,7 @@ def test_failure_comes_with_the_console(session: pytest.Pytester) -> None:
     result = session.runpytest()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*console of the pykvm machine*", "console of {*}/1"])
+    result.stdout.fnmatch_lines(["*last exits of the pykvm machine*", "out 0x3f8 serial"])
     assert result.stdout.str().count("console of {") == 1
 
 

@@ -44,7 +44,7 @@ class Fake:
         self.stopped = threading.Event()
         self._rest = b""
 
-    def run(self) -> Outcome:
+    def run(self, tracer: object) -> Outcome:
         self.stopped.clear()
         self.runs += 1
         while not (self.ended or self.error or self.stopped.wait(0.001)):
