@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from typing import Any
 
+    from pykvm.agent import GuestMachine as GuestMachine
     from pykvm.config import MachineConfig as MachineConfig
     from pykvm.debug.trace import Tracer as Tracer
     from pykvm.devices.base import Device as Device
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Machine": "machine",
+    "GuestMachine": "agent",
     "MachineConfig": "config",
     "DiskConfig": "virtio.config.disk",
     "NetConfig": "virtio.config.net",
