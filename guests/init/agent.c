@@ -8,7 +8,7 @@
  *          WRITE  u32 mode, a path: the input becomes its bytes, the exit code is an errno
  *          INPUT  for what was asked for; empty, the input's end. The next one may come when TAKEN
  *                 has told that this one was used or is not wanted.
- *          KILL   end it, and all in its session
+ *          KILL   end it, and all in its process group
  *          CLOCK  u64: the time, in ns since 1970. There is no answer.
  *   agent  OUTPUT, ERROR   what it wrote
  *          TAKEN
@@ -252,7 +252,7 @@ static int hear(void)
         return 0;
     if (head.kind == KILL) {
         SYS(kill, -work.pid, SIGKILL);
-        SYS(kill, work.pid, SIGKILL); /* it may not lead its session yet */
+        SYS(kill, work.pid, SIGKILL); /* it may not lead its group yet */
     }
     if (head.kind != INPUT || head.size > PIECE || work.from < work.to)
         return discard(head.size);

@@ -40,11 +40,11 @@ class CommandError(_BrokenError):
 
 
 class CommandTimeoutError(_BrokenError, TimeoutError):
-    """The command did not end in time, and was killed with all that was in its session."""
+    """The command did not end in time, and was killed with all in its process group."""
 
 
 class OutputError(_BrokenError):
-    """The command wrote too much, and was killed with all that was in its session."""
+    """The command wrote too much, and was killed with all in its process group."""
 
 
 def _text(output: str | bytes) -> str:

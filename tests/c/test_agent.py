@@ -107,7 +107,7 @@ def test_output_of_many_pieces_is_whole(link: Link) -> None:
     assert (len(done.stdout), len(done.stderr)) == (5_000_000, 5_000_000)
 
 
-def test_command_out_of_time_is_killed_with_its_session(link: Link, tmp_path: Path) -> None:
+def test_command_out_of_time_is_killed_with_its_group(link: Link, tmp_path: Path) -> None:
     with pytest.raises(CommandTimeoutError, match=r"within 0\.3 s and was killed") as caught:
         sh(link, f"echo begun; sleep 1000 & echo $! >{tmp_path}/pid; wait", timeout=0.3)
     assert caught.value.completed == (128 + 9, b"begun\n", b"")
