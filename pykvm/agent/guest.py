@@ -172,7 +172,7 @@ class GuestMachine:
         """Run a command in the guest: a list as it is, text by the guest's /bin/sh.
 
         `input` is its standard input, `env` what its environment has beside init's. After `timeout`
-        seconds it is killed, with its process group, and so it is after `output_max` bytes of output.
+        seconds it is killed, with its process group, so it is after `output_max` bytes of output.
         It is over when its process is: what that leaves in the background goes on, but has nowhere
         to write to. The output is text in UTF-8 or, with ``text=False``, bytes.
 
