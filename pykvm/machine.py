@@ -121,7 +121,7 @@ class Machine:
         self.panic = PanicWatch()
         self._watcher: Watcher | None = None
         self.template: Template | None = None  # what `fork` and `reset` go back to
-        self.captured_at = -1  # `changes` when it was taken of this machine, which did not run
+        self.captured_at = -1  # `changes` when it was taken of this machine
         self.lineage: Lineage = {}  # the snapshots that it goes on from, or that were taken of it
         self.checkpointing: Checkpoints | None = None
         self.resets = 0
@@ -648,8 +648,9 @@ class Machine:
 
     @property
     def changes(self) -> int:
-        """Grows whenever a vCPU runs, or anything but memory and devices is set."""
-        return self.vm.changes + sum(vcpu.changes for vcpu in self.vcpus)
+        """Grows whenever vCPUs run, or anything but memory and devices is set."""
+        own = self.vm.changes + self.parking.releases
+        return own + sum([vcpu.changes for vcpu in self.vcpus])
 
     @property
     def exits(self) -> int:

@@ -19,6 +19,7 @@ class Parking:
         self._vcpus = vcpus
         self._changed = threading.Condition()  # all below
         self._pauses = 0  # one within another
+        self.releases = 0  # how often vCPUs that were kept outside could go on
         self._parked: set[int] = set()  # vCPUs that wait here
         self._running = 0
         self._held: set[int] = set()  # vCPUs that a debugger keeps out of the guest
@@ -52,6 +53,8 @@ class Parking:
         """Let those go on that nobody else keeps. Any thread."""
         with self._changed:
             self._pauses -= 1
+            if self._running and not self._pauses:
+                self.releases += 1
             self._changed.notify_all()
 
     def all_parked(self, wait_s: float) -> bool:

@@ -172,19 +172,19 @@ def template_of(machine: Machine) -> Template:
     nothing at all has, it is the last one.
     """
     # What has no thread of its own is at rest while no vCPU runs, and need not be called to it.
-    before = None if machine.virtio else _current(machine)
+    rests = machine.parking.is_empty() and not machine.virtio
+    before = _current(machine) if rests else None
     return before or machine.at_rest(lambda: _current(machine) or _take(machine))
 
 
 def _current(machine: Machine) -> Template | None:
-    """The machine's template if it still is as it was when that was taken: it has not run, nobody
-    has set a register, no device and no byte of memory is other than it was. (Time has gone by:
-    that is no change.)"""
+    """The template of a machine at rest, if it still is as it was when that was taken: it has not
+    run, nobody has set a register, no device and no byte of memory is other than it was. (Time has
+    gone by: that is no change.)"""
     template = machine.template
     if (
         template is None
         or machine.captured_at != machine.changes
-        or not machine.parking.is_empty()
         or not capture.states_of(machine).items() <= template.parts.items()
         or _has_changed(machine, template)
     ):
@@ -210,7 +210,7 @@ def _take(machine: Machine) -> Template:
     if machine.template is not None:
         machine.template.close()
     machine.template = template
-    machine.captured_at = machine.changes if machine.parking.is_empty() else -1
+    machine.captured_at = machine.changes
     return template
 
 

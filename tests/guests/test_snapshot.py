@@ -115,12 +115,20 @@ def test_a_machine_that_has_changed_is_captured_anew_and_another_is_not(
     assert vm.template is not first
 
 
-def test_a_fork_taken_while_the_guest_runs_is_no_template_for_later(boot: Boot) -> None:
+def test_forks_of_one_pause_share_a_template_and_later_ones_do_not(boot: Boot) -> None:
     vm = boot("rounds=3 ask=1")
-    vm.on_snapshot_request = lambda: vm.fork().close()
+    templates = []
+
+    def ask() -> None:
+        for _ in range(2):
+            vm.fork().close()
+            templates.append(vm.template)
+
+    vm.on_snapshot_request = ask
     vm.run(timeout=TIMEOUT_S)
-    first = vm.template
     vm.fork().close()
+    first, second = templates
+    assert first is second
     assert vm.template is not first
 
 
