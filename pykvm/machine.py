@@ -176,8 +176,6 @@ class Machine:
             self._add_bios()
             self.entry = bios.install(self.memory, self.entry)
         self._create_vcpus(self._cpuid())
-        for vcpu in self.vcpus:
-            x86.set_memory_types(vcpu)
         x86.set_up_lapic(self.vcpus[0])
         x86.enter(self.vcpus[0], self.memory, self.entry)
 
@@ -287,6 +285,7 @@ class Machine:
             vcpu = Vcpu(self.kvm, self.vm, index, self._c_bus)
             self._resources.callback(vcpu.close)
             vcpu.set_cpuid(table)
+            x86.set_memory_types(vcpu)
             self.vcpus.append(vcpu)
         self.memory.vcpu = self.vcpus[0]
 

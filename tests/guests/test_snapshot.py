@@ -76,6 +76,14 @@ def test_forks_and_their_origin_go_their_own_ways(boot: Boot, cpus: int) -> None
         assert b"generation 1" in again.console
 
 
+def test_copies_have_the_memory_types_that_a_boot_sets(boot: Boot, tmp_path: Path) -> None:
+    vm = boot("rounds=2 ask=1")
+    vm.snapshot(tmp_path / "snap")
+    with vm.fork() as fork, Machine.restore(tmp_path / "snap") as restored:
+        for machine in (vm, fork, restored):
+            assert machine.vcpus[0].get_msrs([0x2FF]) == {0x2FF: 0x806}  # KVM's list lacks MTRRs
+
+
 def test_fork_of_a_fork_is_of_the_next_generation(boot: Boot) -> None:
     vm = boot("rounds=2 ask=1")
     vm.on_snapshot_request = vm.stop
