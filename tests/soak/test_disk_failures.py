@@ -42,14 +42,51 @@ echo all is there
 KILLER = r"""
 count=$1; shift
 "$@" </dev/null >out 2>err & pid=$!
-until [ "$(grep -c flushed out)" -ge $count ] || ! kill -0 $pid 2>/dev/null; do :; done
+until [ "$(grep -c flushed out)" -ge $count ] || ! kill -0 $pid 2>/dev/null; do sleep 0.1; done
 kill -KILL $pid; wait $pid
 cat out err
+"""
+
+# Serves a disk, and starts again what the guest asks to be ended.
+RESTARTER = r"""
+serve() {
+    qemu-storage-daemon --blockdev driver=file,node-name=d,filename=disk \
+        --export vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path=/tmp/socket,writable=on &
+    daemon=$!
+}
+serve
+until [ -S /tmp/socket ]; do sleep 0.1; done
+mkfifo /tmp/out
+"$@" </dev/null >/tmp/out & pid=$!
+while read -r line; do
+    echo "$line"
+    case "$line" in
+    "now TERM"*) kill -TERM $daemon ;;
+    "now KILL"*) kill -KILL $daemon ;;
+    *) continue ;;
+    esac
+    wait $daemon
+    serve
+done </tmp/out
+wait $pid; code=$?
+kill $daemon
+exit $code
+"""
+RESTARTED = r"""
+fio --name=verify --filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite \
+    --bs=4k --size=16m --verify=crc32c --minimal >out & fio=$!
+busybox sleep 2; echo now TERM
+wait $fio; echo "fio ended with $?"
+busybox dd if=/dev/zero of=/dev/vda bs=1M oflag=direct 2>/dev/null &
+echo now KILL; wait
+busybox sleep 3
+busybox dd if=/dev/vda of=/dev/null bs=1M count=16 iflag=direct && echo it is read again
 """
 
 
 def boot_command(disk: str, script: str, *words: object) -> list[str]:
     command = [sys.executable, "-m", "pykvm", "boot", fetch("6.12-cloud").image, "--any-host"]
+    command += ["-m", "512M"]
     for spec in ("/bin/busybox:/bin/sh", "/bin/busybox", tool("fio")):
         command += ["--add", spec]
     command += ["--disk", disk, *words, "--append", "console=ttyS0 quiet panic=-1"]
@@ -82,8 +119,21 @@ def test_what_was_flushed_survives_kills_during_fio(lab: Lab, tmp_path: Path, op
         assert not any(disk.read_bytes())
 
 
+def test_a_guest_goes_on_when_its_back_end_is_started_again(lab: Lab, tmp_path: Path) -> None:
+    with (tmp_path / "disk").open("wb") as file:
+        file.truncate(16 * MIB)
+    script = f"cd {tmp_path}\n{RESTARTER}"
+    command = boot_command("vhost-user=/tmp/socket,reconnect=1", f"cd /tmp; {RESTARTED}")
+    done = lab.run(["sh", "-c", script, "sh", *command], timeout=LIMIT_S, writable=[str(tmp_path)])
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    assert done.returncode == 0, said
+    assert "fio ended with 0" in said
+    assert "it is read again" in said
+    assert said.count("waits until it is back") == said.count("/socket is back") == 2
+
+
 def test_bad_sectors_are_errors_that_say_which_request(lab: Lab, tmp_path: Path) -> None:
-    """dm-error has 8 sectors in the middle of one disk, dm-flakey all writes of another."""
+    """dm-error has 8 sectors in the middle of one disk (dm-0), dm-flakey all writes of another."""
     image, folder = fetch("6.12-cloud"), tmp_path / "modules"
     folder.mkdir()
     files = initrd_files(image.modules, ["loop", "dm_mod", "dm_flakey"])
@@ -97,8 +147,8 @@ def test_bad_sectors_are_errors_that_say_which_request(lab: Lab, tmp_path: Path)
     host = (
         f"cd {folder}; for m in $(cat {ORDER}); do insmod $m; done; cd /tmp; "
         "truncate -s 16M one two; losetup /dev/loop0 one; losetup /dev/loop1 two; "
-        f"printf '{bad}' | {dmsetup} create --noudevsync bad && "
-        f"printf '{flakey}' | {dmsetup} create --noudevsync flakey || exit 99; "
+        f"printf '{bad}' | {dmsetup} create --noudevsync --noudevrules bad && "
+        f"printf '{flakey}' | {dmsetup} create --noudevsync --noudevrules flakey || exit 99; "
         '"$@" 2>&1; echo code $?'
     )
     at = BAD * 512 // 4096
@@ -114,17 +164,17 @@ def test_bad_sectors_are_errors_that_say_which_request(lab: Lab, tmp_path: Path)
         f"{dd} if=/dev/zero of=/dev/vdc oflag=direct seek={at} && echo good overlay;"
         f"{dd} if=/dev/vdc of=/dev/null iflag=direct skip={at} && echo good base"
     )
-    disks = ["--disk", "/dev/mapper/flakey,cache=none", "--disk", "/dev/mapper/bad,overlay=on"]
-    command = ["sh", "-c", host, "sh", *boot_command("/dev/mapper/bad", script, *disks)]
+    disks = ["--disk", "/dev/dm-1,cache=none", "--disk", "/dev/dm-0,overlay=on"]
+    command = ["sh", "-c", host, "sh", *boot_command("/dev/dm-0", script, *disks)]
     done = lab.run(command, timeout=LIMIT_S)
     said = done.stdout.decode(errors="replace")
     words = ["before", "bad read", "after", "bad flush", "good read", "bad write", "bad base"]
     for word in (*words, "good overlay", "good base", "code 0"):
         assert f"{word}\n" in said.replace("\r", ""), said + done.stderr.decode(errors="replace")
     for request in (
-        f"/dev/mapper/bad: read, sector {BAD}, 4096 bytes",
-        "/dev/mapper/bad: flush, sector 0, 0 bytes",
-        "/dev/mapper/flakey: write, sector 0, 4096 bytes",
-        f"/dev/mapper/bad,overlay=on: read, sector {BAD}, 4096 bytes",
+        f"/dev/dm-0: read, sector {BAD}, 4096 bytes",
+        "/dev/dm-0: flush, sector 0, 0 bytes",
+        "/dev/dm-1: write, sector 0, 4096 bytes",
+        f"/dev/dm-0,overlay=on: read, sector {BAD}, 4096 bytes",
     ):
         assert f"--disk: {request}: Input/output error" in said

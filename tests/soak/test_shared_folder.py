@@ -17,18 +17,21 @@ from pykvm.lab import Lab
 
 # stress-ng's stressors of files and folders that check what they did.
 STRESSORS = (
-    "access,chdir,chmod,chown,copy-file,dentry,dir,dirdeep,dirmany,fallocate,fcntl,filename,flock,"
-    "fpunch,fstat,getdent,handle,hdd,io-uring,lease,link,locka,lockf,lockofd,mknod,mmapaddr,"
-    "mmapfixed,open,readahead,rename,seek,sendfile,symlink,sync-file,touch,utime,xattr"
+    "access chdir chmod chown copy-file dentry dir dirdeep dirmany fallocate fcntl filename flock "
+    "fpunch fstat getdent handle hdd io-uring lease link locka lockf lockofd mknod mmap open "
+    "readahead rename seek sendfile symlink sync-file touch utime xattr"
 )
 SCRIPT = f"""
-cd /mnt/share && mkdir stress && export TMPDIR=/mnt/share/stress
-stress-ng --seq 1 --with {STRESSORS} -t 2 --verify --temp-path /mnt/share/stress --hdd-bytes 2m \
-    --no-rand-seed --dirdeep-bytes 1m 2>&1
+cd /mnt/share && mkdir stress
+for name in {STRESSORS}; do
+    stress-ng --$name 1 -t 1 --verify --temp-path /mnt/share/stress >out 2>&1
+    code=$?
+    echo stressor $name: $code
+    [ $code = 0 ] || cat out
+done
 fio --directory=/mnt/share --bsrange=512-64k --verify=crc32c --minimal --size=8m --nrfiles=32 \
     --name=mapped --ioengine=mmap --rw=randrw --name=written --ioengine=psync --rw=randwrite \
     --fsync=16
-echo fio ended with $?
 """
 MEMORY = "512M"
 CMDLINE = "console=ttyS0 quiet panic=-1"
@@ -51,16 +54,15 @@ exit 0
 
 def programs() -> list[str]:
     tools = [tool(name) for name in ("stress-ng", "fio")]
-    busybox = [f"/bin/busybox:/bin/{name}" for name in ("sh", "mkdir")]
+    busybox = [f"/bin/busybox:/bin/{name}" for name in ("sh", "mkdir", "cat")]
     return [*busybox, *tools]
 
 
-def verdicts(said: str) -> tuple[dict[str, int], list[str]]:
-    """How many stressors passed, failed, …, and what fio says: the error of each of its jobs."""
+def passed(said: str) -> set[str]:
+    """The stressors, and fio's jobs, that ended without an error."""
     print(said)
-    counts = re.findall(r"(passed|failed|skipped|metrics untrustworthy): (\d+)", said)
     jobs = [line.split(";") for line in said.splitlines() if line.startswith("3;fio-")]
-    return {name: int(count) for name, count in counts}, [f"{j[2]} {j[4]}" for j in jobs]
+    return {*re.findall(r"stressor (\S+): 0", said), *(job[2] for job in jobs if job[4] == "0")}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,5 @@ def test_a_shared_folder_passes_what_it_passes_under_qemu(
         command, timeout=LIMIT_S, writable=[str(tmp_path)]
     )
     ours = done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace")
-    assert verdicts(ours)[1] == ["mapped 0", "written 0"]
-    assert verdicts(ours)[0]["failed"] <= verdicts(under_qemu)[0]["failed"]
-    assert verdicts(ours) == verdicts(under_qemu)
+    assert passed(under_qemu) >= {"mapped", "written", "mmap", "rename", "fallocate", "hdd"}
+    assert passed(ours) >= passed(under_qemu)
