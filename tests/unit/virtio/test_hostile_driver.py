@@ -268,16 +268,19 @@ class HostileDiskDriver(HostileDriver):
         by_pci=st.booleans(),
         cache=st.sampled_from(["writeback", "none", "unsafe"]),
         limited=st.booleans(),
+        overlaid=st.booleans(),
     )
-    def plug(self, by_pci: bool, cache: str, limited: bool) -> None:
+    def plug(self, by_pci: bool, cache: str, limited: bool, overlaid: bool) -> None:
         self.file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed in teardown
         self.file.write(bytes(SECTORS * 512) + LAST)
         self.file.flush()
         self.memory = GuestMemory(MEMORY)
         limits = Limits(iops=1000, iops_max=20) if limited else Limits()
         try:
-            config = DiskConfig(self.file.name, cache=cache, queues=QUEUES, limits=limits)
-            disk = Blk(self.memory, config)
+            options: Any = {"cache": cache, "limits": limits}
+            if overlaid and cache != "none":
+                options["overlay"] = f"{self.file.name}.overlay"
+            disk = Blk(self.memory, DiskConfig(self.file.name, queues=QUEUES, **options))
         except ConfigError:  # a file system without O_DIRECT
             disk = Blk(self.memory, DiskConfig(self.file.name, queues=QUEUES))
         self.plug_in(disk, by_pci=by_pci)
@@ -315,6 +318,10 @@ class HostileDiskDriver(HostileDriver):
         written = Path(self.file.name).read_bytes()
         self.file.close()
         assert written[SECTORS * 512 :] == LAST
+        overlay = Path(f"{self.file.name}.overlay")
+        if overlay.exists():
+            overlay.unlink()
+            assert not any(written[: SECTORS * 512])
 
 
 class HostileConsoleDriver(HostileDriver):
