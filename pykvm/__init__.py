@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pykvm.agent import GuestMachine as GuestMachine
+    from pykvm.boot.entry import CpuMode as CpuMode
     from pykvm.config import MachineConfig as MachineConfig
     from pykvm.debug.trace import Tracer as Tracer
     from pykvm.devices.base import Device as Device
@@ -37,6 +38,7 @@ _HOMES = {
     "Outcome": "outcome",
     "Reason": "outcome",
     "Device": "devices.base",
+    "CpuMode": "boot.entry",
     "Tracer": "debug.trace",
     "PykvmError": "errors",
     "ConfigError": "errors",

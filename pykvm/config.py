@@ -93,6 +93,9 @@ class MachineConfig(Record):
             )
         if self.cpus < 1:
             raise ConfigError(f"--cpus: {self.cpus} is less than 1; try --cpus 1")
+        if self.mode is not None and not isinstance(self.mode, CpuMode):
+            names = ", ".join(f"CpuMode.{mode.name}" for mode in CpuMode)
+            raise ConfigError(f"--mode: {self.mode!r} is no CpuMode; write one of {names}")
         if self.transport not in TRANSPORTS:
             raise ConfigError(
                 f"--transport: {self.transport!r} is unknown; write {' or '.join(TRANSPORTS)}"

@@ -56,6 +56,9 @@ class Stop(Record):
     address: int  # of the next instruction, linear; of a watchpoint: what is watched
     text: str = ""
 
+    def __repr__(self) -> str:
+        return f"<vCPU {self.vcpu} stopped at {self.address:#x}: {self.text or self.why.value}>"
+
 
 class RunControl:
     """Who of a machine's vCPUs runs, and what stops them."""

@@ -57,6 +57,7 @@ def test_whole_numbers_are_exact(number: int, unit: str) -> None:
         ({"memory": 0}, r"--memory: 0 bytes is less than .* try --memory"),
         ({"memory": -GIB}, r"--memory"),
         ({"memory": MEMORY_MIN - 4096}, r"--memory: .* is less than"),
+        ({"mode": "protected"}, r"--mode: 'protected' is no CpuMode; write .*CpuMode.PROTECTED"),
         ({"memory": MEMORY_MIN + 1}, r"--memory: .* is not a whole number of 4 KiB pages; try"),
         ({"cpus": 0}, r"--cpus: 0 is less than 1; try --cpus 1"),
         ({"cpus": -1}, r"--cpus"),
