@@ -14,12 +14,15 @@ from pykvm.debug.breakpoints import Kind
 from pykvm.debug.control import RunControl, Stop, Why
 from pykvm.debug.description import AMD64, I386, I8086, Description
 from pykvm.debug.gdbstub import EFAULT, TargetError
+from pykvm.debug.registers import AVX
+from pykvm.kvm import unpack_cpuid
 from pykvm.outcome import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pykvm.machine import Machine
+    from pykvm.vcpu import Vcpu
 
 PAGE: Final = 4096
 SIGINT, SIGTRAP, SIGABRT = 2, 5, 6  # in gdb's numbering, which is Linux' own for these
@@ -41,7 +44,7 @@ class MachineTarget:
     def __init__(self, machine: Machine, control: RunControl) -> None:
         self._machine = machine
         self._control = control
-        self._description = Description(architecture(machine, control), has_avx(machine))
+        self._description = Description(architecture(machine, control), has_avx(machine.vcpus[0]))
         self._stop = Stop(0, Why.ASKED, 0)
 
     def note(self, stop: Stop) -> None:
@@ -171,10 +174,12 @@ def architecture(machine: Machine, control: RunControl) -> str:
     return I386 if sregs.cr0 & CR0_PE else I8086
 
 
-def has_avx(machine: Machine) -> bool:
-    """Whether the guest's processor has AVX, and KVM keeps it where we look."""
+def has_avx(vcpu: Vcpu) -> bool:
+    """Whether the guest's processor has AVX. A KVM made of software may not say so in CPUID and let
+    ring 3 have it all the same, when the guest has switched it on."""
     place = FEATURES["avx"]
-    for entry in machine.kvm.supported_cpuid():
-        if entry.function == place.function and entry.index == place.index:
-            return bool(getattr(entry, place.register) >> place.bit & 1)
+    for entry in unpack_cpuid(vcpu.cpuid):
+        if (entry.function, entry.index) == (place.function, place.index):
+            said = bool(getattr(entry, place.register) >> place.bit & 1)
+            return said or bool(vcpu.get_xcrs().xcrs[0].value & AVX)
     return False

@@ -151,6 +151,45 @@ def test_gdb_finds_a_real_mode_breakpoint_by_its_linear_address(gdb: Gdb) -> Non
     assert "=> 0x7c00:\txor    %ax,%ax" in told
 
 
+# vpcmpeqd ymm0, ymm0, ymm0; vpsrlq ymm1, ymm0, 60; vptest ymm2, ymm2; jz back; jmp to itself.
+USE_AVX = "c5 fd 76 c0  c5 f5 73 d0 3c  c4 e2 7d 17 d2 74 f9  eb fe"
+
+
+@pytest.mark.skipif(" avx2 " not in Path("/proc/cpuinfo").read_text(), reason="no AVX2 here")
+def test_gdb_sees_and_sets_the_avx_registers_that_a_guest_uses() -> None:
+    run = Run(USE_AVX, before=into_ring_3)  # which runs on the processor everywhere
+    commands = (
+        "print $ymm0.v8_int32", "print/x $ymm1.v4_int64", "set $ymm2.v4_int64[3] = 1", "detach",
+    )  # fmt: skip
+    words = ["gdb", "-q", "-nx", "-batch", "-ex", f"target remote {run.address}"]
+    for command in commands:
+        words += ["-ex", command]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
+    assert "= {-1, -1, -1, -1, -1, -1, -1, -1}" in told.stdout, told
+    assert "= {0xf, 0xf, 0xf, 0xf}" in told.stdout, told
+    # It sees what gdb has set in the upper half, and goes on.
+    vm, end = run.machine, CODE + len(bytes.fromhex(USE_AVX)) - 2
+    while run.thread.is_alive() and vm.at_rest(lambda: vm.vcpus[0].get_regs().rip) != end:
+        pass
+    vm.stop()
+    assert run.end().reason is Reason.QUIT
+
+
+def into_ring_3(vm: Machine) -> None:
+    """Let `vm` begin in ring 3, with AVX switched on."""
+    for level in vm.memory.walk(CODE).levels:
+        vm.memory.write(level.gpa, (level.value | 1 << 2).to_bytes(8, "little"))
+    sregs, xcrs = vm.vcpus[0].get_sregs(), vm.vcpus[0].get_xcrs()
+    sregs.cr4 |= 1 << 9 | 1 << 18  # OSFXSR, OSXSAVE
+    for segment in (sregs.cs, sregs.ss, sregs.ds, sregs.es):
+        segment.selector |= 3
+        segment.dpl = 3
+    vm.vcpus[0].set_sregs(sregs)
+    vm.vcpus[0].write_register("rflags", 0x202)  # interrupts on: no machine that hangs
+    xcrs.nr_xcrs, xcrs.xcrs[0].xcr, xcrs.xcrs[0].value = 1, 0, 7  # XCR0: x87, SSE, AVX
+    vm.vcpus[0].set_xcrs(xcrs)
+
+
 # ── without gdb: what it would never do ──────────────────────────────────────────────────────────
 
 
@@ -186,11 +225,18 @@ class Client:
 class Run:
     """A machine that runs on a thread of its own, with a stub."""
 
-    def __init__(self, code: str, timeout: float = LIMIT_S, **options: Any) -> None:
+    def __init__(
+        self,
+        code: str,
+        timeout: float = LIMIT_S,
+        before: Callable[[Machine], None] = lambda vm: None,
+        **options: Any,
+    ) -> None:
         options = {"memory": MEMORY, "mode": CpuMode.LONG, "gdb": "0", **options}
         self.machine = Machine(MachineConfig(kernel=bytes.fromhex(code), **options))
         assert self.machine.debugger is not None
         self.address = self.machine.debugger.where
+        before(self.machine)
         self.outcome: Outcome | None = None
         self.timeout = timeout
         self.thread = threading.Thread(target=self._run)
