@@ -12,7 +12,9 @@ import os
 import sys
 
 from pykvm.boot import PROTOCOLS
+from pykvm.boot.detect import is_linux
 from pykvm.boot.entry import CpuMode
+from pykvm.boot.files import open_image
 from pykvm.cli import complain
 from pykvm.cli_devices import initrds_of, nets_of, ports_of, storage_of, vsock_of
 from pykvm.cli_options import BOOT, BOOT_USAGE
@@ -62,10 +64,8 @@ def run(args: Any) -> int:
         kernel = find_or_fetch(kernel)
     image: str | bytes = kernel
     if not os.path.isfile(kernel):  # a pipe, say: it can be read once
-        from pykvm.boot.files import open_image
-
         image = bytes(open_image(kernel).data)
-    linux = is_linux(image)
+    linux = is_linux(open_image(image).data)
     storage = storage_of(args)
     problem = None if args.any_host else _host_problem(linux, args.lab)
     if problem is not None:
@@ -210,21 +210,6 @@ def _mode(name: str | None) -> CpuMode | None:
         return None if name is None else CpuMode(name)
     except ValueError:
         raise ConfigError(f"--mode: {name!r} is unknown; write real, protected or long") from None
-
-
-def is_linux(kernel: str | bytes) -> bool:
-    """Whether the image calls itself Linux: memtest86+ and iPXE have its setup header too."""
-    from pykvm.boot.files import open_image
-
-    data = open_image(kernel).data
-    if bytes(data[0x202:0x206]) == b"HdrS":
-        # boot.rst: kernel_version points, less 0x200, to a text such as "6.1.0 (builder) #1 SMP"
-        at = int.from_bytes(data[0x20E:0x210], "little") + 0x200
-        major, _, rest = bytes(data[at : at + 256]).partition(b".")
-        return major.isdigit() and rest[:1].isdigit() and b" #" in rest
-    is_elf64 = bytes(data[:5]) == b"\x7fELF\x02"
-    mapping: Any = data.obj
-    return is_elf64 and mapping.find(b"Linux version ") >= 0
 
 
 def _host_problem(linux: bool, lab: bool) -> str | None:

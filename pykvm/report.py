@@ -10,6 +10,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from pykvm._core import lib
+from pykvm.boot.detect import is_linux
+from pykvm.boot.files import open_image
 from pykvm.errors import PykvmError
 from pykvm.health import PANIC
 from pykvm.memory import GuestMemoryError
@@ -46,6 +48,10 @@ REMEDIES: Final = (
     ),
     (rb"Out of memory|System is deadlocked on memory", "give the guest more with --memory"),
 )
+BY_LOADER: Final = (
+    "the kernel that the boot loader fetched found no root file system, or no init there: give it "
+    "an initrd in the loader ('initrd FILE' in iPXE), or a root= among its arguments"
+)
 REMEDIES_BY_REASON: Final = {
     Reason.TRIPLE_FAULT: (
         "an exception could not be delivered, nor the double fault that follows: look at the "
@@ -77,7 +83,7 @@ def describe(machine: Machine, reason: Reason, vcpu: Vcpu | None) -> str:
     for each in [vcpu] if vcpu else machine.vcpus[:4]:
         lines += [f"  {text}" for text in where(machine, each, reason)]
     lines += _last_words(machine)
-    remedy = _remedy(reason, bytes(machine.console_log))
+    remedy = _remedy(reason, bytes(machine.console_log), _is_loader(machine))
     if remedy:
         lines.append(f"  remedy: {remedy}")
     return "\n".join(lines)
@@ -183,8 +189,16 @@ def _last_words(machine: Machine) -> list[str]:
     return ["  last console lines:", *(f"  | {line[-LINE_MAX:]}" for line in words)]
 
 
-def _remedy(reason: Reason, console: bytes) -> str:
+def _remedy(reason: Reason, console: bytes, by_loader: bool = False) -> str:
     for pattern, remedy in REMEDIES:
         if re.search(pattern, console):
-            return remedy
+            return BY_LOADER if by_loader and "initrd" in remedy else remedy
     return REMEDIES_BY_REASON.get(reason, "")
+
+
+def _is_loader(machine: Machine) -> bool:
+    """Whether pykvm booted what then loads a kernel, as iPXE does: options are not the kernel's."""
+    try:
+        return not is_linux(open_image(machine.config.kernel).data)
+    except PykvmError:  # a restored machine's, and it is there no more
+        return False

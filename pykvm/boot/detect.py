@@ -9,7 +9,7 @@ from pykvm.errors import BootError
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
     from pykvm.boot import elf
     from pykvm.memory import GuestMemory
@@ -43,6 +43,18 @@ FOREIGN: Final[tuple[tuple[int, bytes, str], ...]] = (
 def is_bzimage(image: memoryview) -> bool:
     """Whether `image` has a Linux setup header."""
     return bytes(image[LINUX_MAGIC_OFFSET : LINUX_MAGIC_OFFSET + 4]) == LINUX_MAGIC
+
+
+def is_linux(image: memoryview) -> bool:
+    """Whether `image` calls itself Linux: memtest86+ and iPXE have its setup header too."""
+    if is_bzimage(image):
+        # boot.rst: kernel_version points, less 0x200, to a text such as "6.1.0 (builder) #1 SMP"
+        at = int.from_bytes(image[0x20E:0x210], "little") + 0x200
+        major, _, rest = bytes(image[at : at + 256]).partition(b".")
+        return major.isdigit() and rest[:1].isdigit() and b" #" in rest
+    is_elf64 = bytes(image[:5]) == b"\x7fELF\x02"
+    mapping: Any = image.obj
+    return is_elf64 and mapping.find(b"Linux version ") >= 0
 
 
 def is_elf(image: memoryview) -> bool:

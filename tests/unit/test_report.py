@@ -73,3 +73,20 @@ def test_what_the_kernel_complains_of_has_a_remedy(console: bytes, remedy: str) 
 )
 def test_every_bad_end_has_a_remedy_of_its_own(reason: Reason) -> None:
     assert report._remedy(reason, b"")
+
+
+def test_a_kernel_that_a_boot_loader_fetched_has_the_remedy_there() -> None:
+    console = b"Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"
+    remedy = report._remedy(Reason.PANIC, console, by_loader=True)
+    assert "--initrd" not in remedy
+    assert "in iPXE" in remedy
+    assert "--memory" in report._remedy(Reason.PANIC, b"Out of memory", by_loader=True)
+
+
+def test_what_calls_itself_no_linux_is_a_loader() -> None:
+    header = bytearray(0x400)
+    header[0x202:0x206], header[0x20E:0x210] = b"HdrS", b"\0\x01"  # its version is at 0x300
+    for version, is_loader in ((b"6.12.1 (someone) #1 SMP\0", False), (b"iPXE 1.21\0", True)):
+        header[0x300 : 0x300 + len(version)] = version
+        machine: Any = SimpleNamespace(config=SimpleNamespace(kernel=bytes(header)))
+        assert report._is_loader(machine) is is_loader
