@@ -91,8 +91,6 @@ def _show(block: Block) -> None:
         if block.title:
             print(f"    [{block.title}]")
         print("".join(f"    {line}\n" for line in block.text.splitlines()), end="")
-        if block.kind == "python":
-            print("  it prints:")
     sys.stdout.flush()
 
 

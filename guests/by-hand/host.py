@@ -87,7 +87,7 @@ memory[:18] = bytes.fromhex(
     "b0 0a"  #    mov $'\n', %al
     "ee"  #       out %al, %dx
     "f4"  #       hlt
-    "90 90 90 90 90 90"  # nop
+    "90 90 90 90 90 90"  # nop: room for more
 )
 print(f"the guest's {len(memory)} bytes are at {region.guest_phys_addr:#x} for it")
 

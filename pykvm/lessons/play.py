@@ -56,12 +56,14 @@ def _carry_out(source: str, name: str, namespace: dict[str, Any]) -> str:
 
 
 class _Tee(io.StringIO):
-    """Keeps what is written, and passes it on."""
+    """Keeps what is written, and passes it on, after a word about what it is."""
 
     def __init__(self, onward: Any) -> None:
         super().__init__()
         self._onward = onward
 
     def write(self, text: str) -> int:
+        if not self.tell():
+            self._onward.write("  it prints:\n")
         self._onward.write(text)
         return super().write(text)
