@@ -468,6 +468,8 @@ int pk_vsock_start(struct pk_vsock *vsock, struct pk_queue *queues, uint32_t num
 void pk_vsock_stop(struct pk_vsock *vsock);
 /* but not this: close them all. Only while stopped. */
 void pk_vsock_forget(struct pk_vsock *vsock);
+/* Let the guest have another address. Only while stopped. */
+void pk_vsock_set_cid(struct pk_vsock *vsock, uint64_t cid);
 /* Tell the driver that its connections are gone, when the event queue is kicked next. */
 void pk_vsock_announce_reset(struct pk_vsock *vsock);
 uint32_t pk_vsock_count(const struct pk_vsock *vsock); /* connections; only while stopped */

@@ -540,6 +540,11 @@ void pk_vsock_forget(struct pk_vsock *v)
     __atomic_store_n(&v->event_due, 0, __ATOMIC_RELAXED);
 }
 
+void pk_vsock_set_cid(struct pk_vsock *v, uint64_t cid)
+{
+    v->config.cid = cid;
+}
+
 void pk_vsock_announce_reset(struct pk_vsock *v)
 {
     __atomic_store_n(&v->event_due, 1, __ATOMIC_RELAXED);

@@ -27,6 +27,12 @@ DIFF = Option(
     "let snapshots have only the pages that changed since the one in DIR was taken, by this run "
     "too: what is saved to DIR is whole",
 )
+GDB = Option(
+    "--gdb",
+    "[HOST:]PORT|unix:PATH",
+    "listen for a gdb (target remote); HOST is 127.0.0.1 unless given, port 0 a free one",
+)
+WAIT_GDB = Option("--wait-gdb", "", "run no instruction before gdb says so")
 TIMEOUT = Option("--timeout", "S", "end the guest after S seconds, with code 124")
 HELP = Option("-h --help", "", "this help")
 
@@ -171,12 +177,8 @@ BOOT = (
     ),
     Option("--stats", "[=live]", "at the end, or while it runs, a table of exits and their cost"),
     Option("--plot", "FILE.svg", "a picture of the boot: its timeline, the guest's memory"),
-    Option(
-        "--gdb",
-        "[HOST:]PORT|unix:PATH",
-        "listen for a gdb (target remote); HOST is 127.0.0.1 unless given, port 0 a free one",
-    ),
-    Option("--wait-gdb", "", "run no instruction before gdb says so"),
+    GDB,
+    WAIT_GDB,
     TIMEOUT,
     Option(
         "--lab",

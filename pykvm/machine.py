@@ -126,6 +126,7 @@ class Machine:
         self.checkpointing: Checkpoints | None = None
         self.resets = 0
         self.generation = 0  # how often it was restored or forked since it was booted
+        self.keeps_identity = False  # its MACs and CID are those of the machine it is a copy of
         self.vcpu_format: VcpuFormat | None = None  # see `snapshot.capture`
         self._unclaimed: dict[str, bytes] = {}  # states of devices that are still to be attached
         self.on_silence: Callable[[str], None] | None = None  # told where the vCPUs are, once
@@ -181,6 +182,8 @@ class Machine:
 
     def _go_on(self, template: Template) -> None:
         """Instead of a boot: memory, devices and vCPUs as they are in `template`."""
+        self.generation = template.generation + 1
+        self.keeps_identity = template.identity == "keep"
         self._build(template.memory())
         self.entry = template.entry
         if _calls_bios(self.entry):
@@ -231,6 +234,7 @@ class Machine:
         low = self.memory.low_end
         clock = Cmos(low, line(layout.IRQ_RTC), high_memory_size=self.memory.size - low)
         self._resources.callback(clock.close)
+        self.fw_cfg = FwCfg(self.config.cpus, self.memory.size)
         self.pio_bus = Bus(
             "port",
             [
@@ -240,7 +244,7 @@ class Machine:
                 (layout.PORT_DEBUG_EXIT, 4, DebugExit(self._on_exit_code)),
                 (layout.PORT_COM1, 8, self.serial),
                 (layout.PORT_PVPANIC, 1, PvPanic(self._on_panic_event)),
-                (layout.PORT_FW_CFG, 2, FwCfg(self.config.cpus, self.memory.size)),
+                (layout.PORT_FW_CFG, 2, self.fw_cfg),
                 (layout.PORT_EXIT_CODE, 1, ExitCode(self._on_exit_code)),
                 (layout.PORT_SNAPSHOT, 1, SnapshotPort(self._on_snapshot_request, self)),
                 (layout.PORT_PM1A_EVENT, 8, self.power),

@@ -9,7 +9,7 @@
  * console /pykvm/fstab           disks and folders to mount, and the root: mounts.c
  *   /pykvm/modules/order   kernel modules to load first, one a line: FILE [PARAMETER=VALUE ...]
  *   /pykvm/ports           virtio ports to wait for, by name: see streams.c
- *   /pykvm/network         the cards' addresses: see network.c
+ *   /pykvm/network         the cards' addresses: see network.c, and identity.c for copies
  *
  * Without a command, and with a port "pykvm.agent", the host says what to run: agent.c.
  */
@@ -456,6 +456,7 @@ void init(long *stack)
     open_console();
     report();
     load_modules();
+    watch_identity();
     missing = find_terminal();
     if (missing) {
         say("pykvm: console %s: not there; does this kernel have virtio_console?\n", missing);

@@ -11,6 +11,15 @@ size_t length(const char *s)
     return len;
 }
 
+int same(const char *a, const char *b)
+{
+    while (*a && *a == *b) {
+        a++;
+        b++;
+    }
+    return *a == *b;
+}
+
 int exit_code(int status)
 {
     return status & 0x7f ? 128 + (status & 0x7f) : (status >> 8) & 0xff;

@@ -39,6 +39,7 @@ static inline long syscall6(long number, long a, long b, long c, long d, long e,
 #define STDERR 2
 
 size_t length(const char *s);
+int same(const char *a, const char *b);
 
 /* A wait status as a shell would tell it. */
 int exit_code(int status);

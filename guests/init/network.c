@@ -2,7 +2,8 @@
  * addresses.
  *
  *   /pykvm/network   from pykvm/boot/guestnetwork.py: line n is for the nth card,
- *                    ADDRESS/BITS GATEWAY DNS, each "-" when it is not known
+ *                    ADDRESS/BITS GATEWAY DNS, each "-" when it is not known. A copy of a machine
+ *                    is told anew, with the card's MAC behind it: see identity.c
  *   ip=              on the kernel's command line goes before that, for the card it names or the
  *                    first: CLIENT:SERVER:GATEWAY:NETMASK:HOST:DEVICE:AUTOCONF:DNS0. What a kernel
  *                    with CONFIG_IP_PNP has done already is done again, and is the same. (Linux
@@ -21,10 +22,12 @@
 #include <linux/sockios.h>
 
 #define CARDS_MAX 64 /* interface indices that are looked at */
+#define MAC_SIZE  6
 
 struct settings { /* network byte order; 0: not known */
     uint32_t address, mask, gateway, dns;
     char device[IFNAMSIZ];
+    unsigned char mac[MAC_SIZE]; /* all zeros: not known */
 };
 
 static void put(const char *text, size_t len)
@@ -70,6 +73,21 @@ static int skip(const char **text, char end)
     return **text == end && *(*text)++;
 }
 
+/* Read aa:bb:cc:dd:ee:ff, as Python writes it. */
+static void read_mac(const char **text, unsigned char mac[MAC_SIZE])
+{
+    for (int i = 0; i < 2 * MAC_SIZE; i++, (*text)++) {
+        char digit = **text;
+        int value = digit >= 'a' && digit <= 'f' ? digit - 'a' + 10 : digit - '0';
+
+        if (value < 0 || value > 15)
+            return;
+        mac[i / 2] = (unsigned char)(mac[i / 2] << 4 | value);
+        if (i % 2 && (*text)[1] == ':')
+            (*text)++;
+    }
+}
+
 /* One line of /pykvm/network. */
 static struct settings read_line(const char **text)
 {
@@ -84,6 +102,8 @@ static struct settings read_line(const char **text)
         s.gateway = address(text);
     if (skip(text, ' '))
         s.dns = address(text);
+    if (skip(text, ' '))
+        read_mac(text, s.mac);
     while (**text && *(*text)++ != '\n')
         ;
     return s;
@@ -188,13 +208,23 @@ static void write_resolv_conf(uint32_t dns)
     SYS(close, fd);
 }
 
-static int same(const char *a, const char *b)
+/* Find the first Ethernet card from interface `index` on; returns the index after it, or 0. */
+static int next_card(int index, struct ifreq *card)
 {
-    while (*a && *a == *b) {
-        a++;
-        b++;
+    for (; index < CARDS_MAX; index++) {
+        card->ifr_ifindex = index;
+        if (SYS(ioctl, any_socket, SIOCGIFNAME, card) == 0 &&
+            SYS(ioctl, any_socket, SIOCGIFHWADDR, card) == 0 &&
+            card->ifr_hwaddr.sa_family == ARPHRD_ETHER)
+            return index + 1;
     }
-    return *a == *b;
+    return 0;
+}
+
+static int open_socket(void)
+{
+    any_socket = SYS(socket, AF_INET, 2 /* SOCK_DGRAM */ | O_CLOEXEC, 0);
+    return any_socket >= 0; /* unless the kernel has no network */
 }
 
 void set_up_network(void)
@@ -206,17 +236,11 @@ void set_up_network(void)
     unsigned count = 0;
     uint32_t dns = 0;
 
-    any_socket = SYS(socket, AF_INET, 2 /* SOCK_DGRAM */ | O_CLOEXEC, 0);
-    if (any_socket < 0)
-        return; /* a kernel without a network */
+    if (!open_socket())
+        return;
     set_up(&card);
     slurp("/pykvm/network", text, sizeof(text));
-    for (int index = 1; index < CARDS_MAX; index++) {
-        card.ifr_ifindex = index;
-        if (SYS(ioctl, any_socket, SIOCGIFNAME, &card) < 0 ||
-            SYS(ioctl, any_socket, SIOCGIFHWADDR, &card) < 0 ||
-            card.ifr_hwaddr.sa_family != ARPHRD_ETHER)
-            continue;
+    for (int next = 1; (next = next_card(next, &card));) {
         struct settings known = *line ? read_line(&line) : (struct settings){0};
         if (asked.address && (asked.device[0] ? same(asked.device, card.ifr_name) : count == 0))
             known = asked;
@@ -227,4 +251,78 @@ void set_up_network(void)
     SYS(close, any_socket);
     if (dns)
         write_resolv_conf(dns);
+}
+
+/* ── a copy of the machine ──────────────────────────────────────────────────────────────────── */
+
+static int differs(const unsigned char a[MAC_SIZE], const unsigned char b[MAC_SIZE])
+{
+    unsigned bits = 0;
+
+    for (int i = 0; i < MAC_SIZE; i++)
+        bits |= a[i] ^ b[i];
+    return bits != 0;
+}
+
+static int is_new_address(struct ifreq card, const struct settings *s)
+{
+    struct sockaddr_in in = {0};
+
+    if (!s->address)
+        return 0;
+    if (SYS(ioctl, any_socket, SIOCGIFADDR, &card) == 0)
+        __builtin_memcpy(&in, &card.ifr_addr, sizeof(in));
+    return in.sin_addr.s_addr != s->address;
+}
+
+/* With arp_notify the kernel tells the others of the new MAC, as it tells them of a new link. */
+static void announce(const char *name)
+{
+    static const char BEFORE[] = "/proc/sys/net/ipv4/conf/", AFTER[] = "/arp_notify";
+    char path[sizeof(BEFORE) + IFNAMSIZ + sizeof(AFTER)];
+    size_t len = sizeof(BEFORE) - 1;
+
+    __builtin_memcpy(path, BEFORE, len);
+    while (*name)
+        path[len++] = *name++;
+    __builtin_memcpy(path + len, AFTER, sizeof(AFTER));
+    long fd = SYS(open, path, O_WRONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        SYS(write, fd, "1", 1);
+        SYS(close, fd);
+    }
+}
+
+/* The driver has read its card's address when it began; virtio_net lets it be changed while the
+ * card is up. */
+static void change_mac(struct ifreq *card, const unsigned char mac[MAC_SIZE])
+{
+    static const unsigned char NONE[MAC_SIZE];
+    unsigned char *now = (unsigned char *)card->ifr_hwaddr.sa_data;
+
+    if (!differs(mac, NONE) || SYS(ioctl, any_socket, SIOCGIFHWADDR, card) < 0 ||
+        !differs(mac, now))
+        return;
+    announce(card->ifr_name);
+    for (int i = 0; i < MAC_SIZE; i++)
+        now[i] = mac[i];
+    long result = SYS(ioctl, any_socket, SIOCSIFHWADDR, card);
+    if (result < 0)
+        say("pykvm: %s keeps its MAC: errno %lu\n", card->ifr_name, (unsigned long)-result);
+}
+
+void renew_network(const char *line)
+{
+    struct ifreq card;
+
+    if (!open_socket())
+        return;
+    for (int next = 1; *line && (next = next_card(next, &card));) {
+        struct settings known = read_line(&line);
+
+        if (is_new_address(card, &known)) /* first, lest the old one be announced */
+            configure(&card, &known);
+        change_mac(&card, known.mac);
+    }
+    SYS(close, any_socket);
 }

@@ -1,6 +1,7 @@
 """What init is told of the guest's network: a line for each card, in the order of ``--net``.
 
-Reached from `guestimage`. The other end is guests/init/network.c.
+Reached from `guestimage`, for the boot; and from `virtio.attach`, for copies of the machine, whose
+init asks for it by the firmware configuration device. The other end is guests/init/network.c.
 """
 
 from __future__ import annotations
@@ -8,19 +9,21 @@ from __future__ import annotations
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from typing import Final
 
     from pykvm.virtio.config.net import NetConfig
 
-FILE: Final = "pykvm/network"
+FILE: Final = "pykvm/network"  # in the initrd
+FW_CFG: Final = "opt/pykvm/network"
 NONE: Final = "-"
 
 
-def settings(nets: Iterable[NetConfig]) -> bytes:
-    """``ADDRESS/BITS GATEWAY DNS``, each `NONE` when it is not known."""
+def settings(nets: Sequence[NetConfig], macs: Sequence[bytes] = ()) -> bytes:
+    """``ADDRESS/BITS GATEWAY DNS [MAC]``, each of the first three `NONE` when it is not known."""
     lines = []
-    for net in nets:
-        words = (NONE if word is None else str(word) for word in net.settings)
+    for number, net in enumerate(nets):
+        words = [NONE if word is None else str(word) for word in net.settings]
+        words += [mac.hex(":") for mac in macs[number : number + 1]]
         lines.append(" ".join(words) + "\n")
     return "".join(lines).encode()

@@ -1,7 +1,8 @@
 """QEMU's firmware configuration device, as little of it as small kernels ask for.
 
 Reached from the bus at `layout.PORT_FW_CFG`: a 16-bit selector, and a data port one byte further.
-kvm-unit-tests learn their number of CPUs here. Source: QEMU docs/specs/fw_cfg.rst.
+kvm-unit-tests learn their number of CPUs here, and pykvm's init in a copy of a machine what its
+network cards are now (`virtio.attach`). Source: QEMU docs/specs/fw_cfg.rst.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pykvm.devices.base import Device
 from pykvm.lean import TYPE_CHECKING, IntEnum
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 
@@ -24,22 +26,29 @@ class Key(IntEnum):
     NB_CPUS = 0x05  # CPUs at boot, 16 bits
     MAX_CPUS = 0x0F  # CPUs that may ever be, 16 bits
     FILE_DIR = 0x19  # named items: their number, 32 bits big-endian, and one record each
+    FILE_FIRST = 0x20  # the first named item
 
 
+_FILE: Final = struct.Struct(">IHH56s")  # of the directory: size, selector, reserved, name
 _STATE: Final = struct.Struct("<HI")
 DATA: Final = 1  # offset of the data port
 
 
 class FwCfg(Device):
-    """Serves a fixed set of items, byte by byte. Past an item's end, and for an unknown key: 0."""
+    """Serves items byte by byte. Past an item's end, and for an unknown key: 0."""
 
     name = "fw_cfg"
 
     def __init__(self, cpus: int, memory_size: int) -> None:
         self._cpus = cpus
         self._memory_size = memory_size
+        self._files: list[tuple[str, Callable[[], bytes]]] = []
         self._key = 0
         self._at = 0
+
+    def add_file(self, name: str, content: Callable[[], bytes]) -> None:
+        """Serve what `content` gives at the time, under a name of at most 55 bytes."""
+        self._files.append((name, content))
 
     def read(self, offset: int, size: int) -> int:
         """Take the next byte. Other sizes and the selector read as 0, as on QEMU."""
@@ -64,9 +73,18 @@ class FwCfg(Device):
             case Key.NB_CPUS | Key.MAX_CPUS:
                 return struct.pack("<H", self._cpus)
             case Key.FILE_DIR:
-                return struct.pack(">I", 0)
+                return self._directory()
+            case key if 0 <= key - Key.FILE_FIRST < len(self._files):
+                return self._files[key - Key.FILE_FIRST][1]()
             case _:
                 return b""
+
+    def _directory(self) -> bytes:
+        records = [
+            _FILE.pack(len(content()), Key.FILE_FIRST + number, 0, name.encode())
+            for number, (name, content) in enumerate(self._files)
+        ]
+        return struct.pack(">I", len(records)) + b"".join(records)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Select an item and go to its start. Data writes are not supported."""

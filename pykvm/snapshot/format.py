@@ -36,6 +36,7 @@ DIFFERENTIAL: Final = 2  # the version of those that need their base
 HEAD, STATE, MEMORY = "snapshot.json", "state", "memory"
 HEAD_MAX: Final = 64 << 20  # bytes
 
+ADDRESSES: Final = "ipaddress"  # the module; see `encode_config`
 NOT_SAVED: Final = ("kernel", "initrd", "modules", "cmdline")  # they are in the guest's memory
 
 
@@ -115,7 +116,8 @@ def cut_parts(data: bytes, table: list[list[Any]], folder: str) -> Parts:
 
 
 def encode_config(value: Any) -> Any:
-    """A configuration as JSON has it: a record becomes {"a": its class, its fields}."""
+    """A configuration as JSON has it: a record becomes {"a": its class, its fields}, an address
+    {"a": its class, "text": how it is written}, bytes {"a": "bytes", "text": their digits}."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         fields = {
             name: encode_config(field)
@@ -130,6 +132,11 @@ def encode_config(value: Any) -> Any:
         return value.value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, bytes):
+        return {"a": "bytes", "text": value.hex()}
+    kind = type(value)
+    if kind.__module__ == ADDRESSES:
+        return {"a": f"{ADDRESSES}.{kind.__name__}", "text": str(value)}
     return value
 
 
@@ -139,7 +146,11 @@ def decode_config(value: Any) -> Any:
         return tuple(map(decode_config, value))
     if not isinstance(value, dict):
         return value
+    if value["a"] == "bytes":
+        return bytes.fromhex(value["text"])
     module, _, name = value["a"].rpartition(".")
+    if module == ADDRESSES and name in ("IPv4Interface", "IPv4Address"):
+        return getattr(importlib.import_module(ADDRESSES), name)(value["text"])
     kind = getattr(importlib.import_module(module), name) if module.startswith("pykvm.") else None
     if not (isinstance(kind, type) and issubclass(kind, tuple)):
         raise ValueError(f"{value['a']} is no configuration")

@@ -15,7 +15,7 @@ from pykvm.lean import TYPE_CHECKING
 from pykvm.snapshot import capture, chain, format
 from pykvm.snapshot.diff import lineage_of
 from pykvm.snapshot.disks import check_disks
-from pykvm.snapshot.template import Template
+from pykvm.snapshot.template import IDENTITIES, Template, changed
 
 if TYPE_CHECKING:
     from typing import Any
@@ -29,24 +29,29 @@ def load(
     clock: str = "stay",
     prefault: bool = False,
     verify: bool = False,
+    identity: str = "new",
     **changes: Any,
 ) -> Template:
     """The snapshot in `folder`, for machines to go on from, with `changes` to its configuration
-    (`disks`: where they are now; they are taken as they are).
+    (see `repoint`; a disk that is named anew is taken as it is).
 
+    `identity`: MACs and CID that the user did not choose are other ones ("new"), or as they were
+    ("keep").
     `clock`: the guest's time stays where it was, or steps over the time since ("step").
     `prefault`: map all of the memory at once. `verify`: compare its checksums in any case.
     Raises `ConfigError` when the snapshot is damaged or does not fit this host.
     """
     if clock not in capture.CLOCKS:
         raise ConfigError(f"--clock: {clock!r} is unknown; write {' or '.join(capture.CLOCKS)}")
+    if identity not in IDENTITIES:
+        raise ConfigError(f"--identity: {identity!r} is unknown; write {' or '.join(IDENTITIES)}")
     links = chain.follow(folder)
     folder, head = links[0]
     try:
-        config = format.decode_config(head["config"])._replace(**changes)
+        config, disks = changed(format.decode_config(head["config"]), changes)
         entry = format.decode_entry(head["entry"])
-        if "disks" not in changes:
-            check_disks(head["disks"], folder)
+        noted = dict(zip(range(len(config.disks)), head["disks"], strict=True))
+        check_disks([noted[number] for number in sorted(disks)], folder)
         parts = read_state(folder, head)
         generation = int(head["generation"])
         if links[0].size != config.memory:
@@ -59,6 +64,7 @@ def load(
     )
     template.lineage = lineage_of(links)
     template.clock, template.prefault, template.foreign = clock, prefault, True
+    template.identity = identity
     return template
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pykvm.snapshot.diff import Lineage
     from pykvm.snapshot.vcpu import VcpuFormat
 
+IDENTITIES: Final = ("new", "keep")  # MACs and CID of a copy, where the user gave none
 SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -58,6 +59,7 @@ class Template:
         self.layers = list(layers)
         self.placed: list[tuple[int, int, str]] = []  # see `GuestMemory`; not kept on disk
         self.clock = "stay"
+        self.identity = "new"  # one of IDENTITIES
         self.prefault = False
         self.foreign = False  # from disk: it may be of another host
         self._settings: Calls | None = None  # see `settings`
@@ -66,10 +68,11 @@ class Template:
         self._users = 1
 
     def machine(self, **changes: Any) -> Machine:
-        """A new machine that goes on from here, with `changes` to its configuration."""
+        """A new machine that goes on from here, with `changes` to its configuration: see
+        `repoint`."""
         from pykvm.machine import Machine
 
-        return Machine(self.config._replace(**changes) if changes else self.config, self)
+        return Machine(changed(self.config, changes)[0], self)
 
     # ── for Machine ──────────────────────────────────────────────────────────────────────────
 
@@ -100,7 +103,6 @@ class Template:
         """Give a new machine, its memory in place, the rest; returns what has no device yet."""
         if self.foreign:
             check_cpuid(machine.kvm, unpack_cpuid(self.cpuid[0]))
-        machine.generation = self.generation + 1
         machine.lineage = dict(self.lineage)
         machine.template = self.share()
         machine.vcpu_format = self.vcpu_format
@@ -162,6 +164,17 @@ class Template:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def changed(config: MachineConfig, changes: dict[str, Any]) -> tuple[MachineConfig, set[int]]:
+    """`config` for a copy, and which disks are the old ones: see `repoint`."""
+    if changes:
+        from pykvm.snapshot.repoint import repoint
+
+        return repoint(config, changes)
+    if config.gdb is not None:
+        config = config._replace(gdb=None, wait_gdb=False)
+    return config, set(range(len(config.disks)))
 
 
 def template_of(machine: Machine) -> Template:

@@ -36,10 +36,16 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
         else:
             yield Blk(machine.memory, disk)
     if machine.config.nets:
+        from pykvm.boot.guestnetwork import FW_CFG, settings
         from pykvm.virtio.net import Net
 
+        cards = []
         for number, net in enumerate(machine.config.nets):
-            yield Net(machine.memory, net, number)
+            cards.append(Net(machine.memory, net, number, _identity(machine)))
+            yield cards[-1]
+        machine.fw_cfg.add_file(
+            FW_CFG, lambda: settings(machine.config.nets, [card.mac for card in cards])
+        )
     for share in machine.config.shares:
         from pykvm.virtio.fs import Fs
 
@@ -54,7 +60,7 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
     if machine.config.vsock:
         from pykvm.virtio.vsock import Vsock
 
-        yield Vsock(machine.memory, machine.config.vsock)
+        yield Vsock(machine.memory, machine.config.vsock, _identity(machine))
     if machine.config.console == "virtio":
         from pykvm.virtio.hvc import Hvc
 
@@ -65,6 +71,14 @@ def devices_of(machine: Machine) -> Iterator[VirtioDevice]:
 
         machine.virtio_console = VirtioConsole(machine.memory, machine.config.ports)
         yield machine.virtio_console
+
+
+def _identity(machine: Machine) -> bytes | None:
+    """What addresses are made of that the user did not give: nothing when a machine boots, so they
+    are the same each time; its generation id in a copy; None to take over those of its origin."""
+    if machine.keeps_identity:
+        return None
+    return machine.generation_id.value if machine.generation else b""
 
 
 def attach(

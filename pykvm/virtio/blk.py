@@ -47,6 +47,7 @@ class BlkFeature(enum.IntFlag):
 # §5.2.4 Device configuration layout, up to the write zeroes fields.
 CONFIG: Final = struct.Struct("<QIIHBBIBBHIBxHIIIIIB3x")
 assert CONFIG.size == 60
+STATE: Final = struct.Struct("<?Q")  # whether there is a write cache, sectors
 WRITEBACK: Final = 32  # offset of the one byte the driver may write
 
 MAX_SEGMENTS: Final = 16  # of one discard or write zeroes: as csrc/virtio_blk.c takes
@@ -73,6 +74,7 @@ class Blk(VirtioDevice):
     """
 
     device_id = 2
+    feature_names = BlkFeature
 
     def __init__(self, memory: GuestMemory, config: DiskConfig) -> None:
         self.name = f"disk {config.path}"
@@ -175,7 +177,7 @@ class Blk(VirtioDevice):
         """Raises `ConfigError` when the guest knows of writes that no other machine could find."""
         if self.overlay is not None:
             self._settle_overlay(self.overlay)
-        return bytes([self._writeback]) + super().state()
+        return STATE.pack(self._writeback, self.sectors) + super().state()
 
     def _settle_overlay(self, overlay: Overlay) -> None:
         if overlay.is_kept:
@@ -188,8 +190,13 @@ class Blk(VirtioDevice):
             )
 
     def restore(self, state: bytes) -> None:
-        super().restore(state[1:])
-        self._set_writeback(bool(state[0]))
+        writeback, sectors = STATE.unpack_from(state)
+        if sectors != self.sectors:
+            raise ValueError(
+                f"{self.name} has {self.sectors} sectors, and the guest knows of {sectors}"
+            )
+        super().restore(state[STATE.size :])
+        self._set_writeback(writeback)
         if self.overlay is not None and not self.overlay.is_kept:
             self.overlay.empty()  # as it was when the state was taken
 

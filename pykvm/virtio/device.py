@@ -81,6 +81,7 @@ class VirtioDevice:
     name: str = "virtio"
     queue_count: int = 1
     features: int = 0  # offered beside COMMON
+    feature_names: type[enum.IntFlag] = Feature
 
     def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
@@ -111,6 +112,14 @@ class VirtioDevice:
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Take the driver's write to it; most of it is read-only."""
+
+    def tell_of_config(self) -> None:
+        """Tell the driver that the configuration is another than it has read."""
+        self.config_generation += 1
+        if self._frozen:
+            self._interrupts_at_thaw |= CONFIG
+        elif Status.DRIVER_OK in self._status:
+            self.interrupt.notify(CONFIG_CAUSE)
 
     def start(self) -> None:
         """Begin to serve `c_queues`, in another thread."""
@@ -288,10 +297,15 @@ class VirtioDevice:
         return data
 
     def restore(self, state: bytes) -> None:
-        """Take back what `state()` gave, of a device of the same kind."""
+        """Take back what `state()` gave, of a device of the same kind. Raises `ValueError` when its
+        driver counts on what this device cannot do."""
         with self.lock:
             self.reset()
             status, pending, self.driver_features, count = STATE.unpack_from(state)
+            lacking = self.driver_features & ~self.device_features
+            if lacking and Status.FEATURES_OK in Status(status):
+                names = self.feature_names(lacking).name
+                raise ValueError(f"{self.name} lacks {names}, which the guest uses")
             if count != self.queue_count:
                 raise ValueError(f"{self.name}: a state of {count} queues, not {self.queue_count}")
             fields = QUEUE_STATE.iter_unpack(state[STATE.size :])

@@ -21,6 +21,7 @@ from pykvm._core import ffi, lib
 from pykvm.errors import check
 from pykvm.lean import TYPE_CHECKING
 from pykvm.net import open_wire
+from pykvm.virtio.device import STATE as DEVICE_STATE
 from pykvm.virtio.device import VirtioDevice
 from pykvm.virtio.netcontrol import answer
 from pykvm.virtio.netfeatures import GUEST_OFFLOADS, NetFeature
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 CONFIG: Final = struct.Struct("<6sHHH")  # §5.1.4: mac, status, max_virtqueue_pairs, mtu
 LINK_UP: Final = 1
-STATE: Final = struct.Struct("<HQ")  # pairs in use, guest offloads
+STATE: Final = struct.Struct("<HQ6s")  # pairs in use, guest offloads, mac
 
 MAC_PREFIX: Final = b"\x52\x4b"  # locally administered: bit 1 of the first byte
 CONTROL_WITHOUT_MQ: Final = 2  # §5.1.2: N is 1 when MQ is not negotiated
@@ -45,9 +46,19 @@ class Net(VirtioDevice):
     """A network card on a `Wire` of its own. Raises `ConfigError`, `HostError`."""
 
     device_id = 1
+    feature_names = NetFeature
 
-    def __init__(self, memory: GuestMemory, config: NetConfig, number: int = 0) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        config: NetConfig,
+        number: int = 0,
+        identity: bytes | None = b"",
+    ) -> None:
+        """`number` among the cards, and `identity` (see `attach`), are what an address is made of
+        where the user gave none."""
         self.config = config
+        self._takes_over = identity is None and config.mac is None
         self._wire = open_wire(config)
         try:
             self._handle = self._create(self._wire)
@@ -55,7 +66,7 @@ class Net(VirtioDevice):
             self._wire.close()
             raise
         self.name = f"net {self._wire.name}"
-        self.mac = config.mac or default_mac(f"{self._wire.name} {number}")
+        self.mac = config.mac or default_mac(f"{self._wire.name} {number}", identity or b"")
         self.features = self._wire.features | NetFeature.MAC | NetFeature.STATUS
         self.features |= NetFeature.MRG_RXBUF
         if config.offload:
@@ -133,15 +144,22 @@ class Net(VirtioDevice):
         self._pairs, self._offloads = 1, None
 
     def state(self) -> bytes:
-        return STATE.pack(self._pairs, self._offloads or 0) + super().state()
+        return STATE.pack(self._pairs, self._offloads or 0, self.mac) + super().state()
 
     def restore(self, state: bytes) -> None:
+        """As `VirtioDevice.restore`. The driver is told of another address than it has read."""
         with self.lock:
+            pairs, offloads, mac = STATE.unpack_from(state)
+            if self._takes_over:
+                self.mac = mac
+            _, _, accepted, _ = DEVICE_STATE.unpack_from(state, STATE.size)
+            self.features |= accepted & NetFeature.MTU  # it was told one, and needs no other
             super().restore(state[STATE.size :])
-            pairs, offloads = STATE.unpack_from(state)
             if self._running:
                 self.set_pairs(pairs)
                 self.set_offloads(offloads)
+            if mac != self.mac:
+                self.tell_of_config()
 
     def close(self) -> None:
         super().close()
@@ -152,8 +170,8 @@ class Net(VirtioDevice):
             self._wire.close()
 
 
-def default_mac(seed: str) -> bytes:
-    """An address that is the same in every boot, and another for another `seed`."""
+def default_mac(seed: str, identity: bytes = b"") -> bytes:
+    """An address that is the same in every boot, and another for another `seed` or `identity`."""
     from hashlib import blake2s
 
-    return MAC_PREFIX + blake2s(seed.encode(), digest_size=4).digest()
+    return MAC_PREFIX + blake2s(seed.encode() + identity, digest_size=4).digest()

@@ -16,6 +16,7 @@ from pykvm._core import ffi, lib
 from pykvm.errors import check
 from pykvm.lean import TYPE_CHECKING
 from pykvm.unixsocket import UnixListener
+from pykvm.virtio.config.vsock import CID_FIRST, CID_LAST
 from pykvm.virtio.device import VirtioDevice
 
 if TYPE_CHECKING:
@@ -44,13 +45,19 @@ class Vsock(VirtioDevice):
     name = "vsock"
     queue_count = 3
     features = VsockFeature.STREAM
+    feature_names = VsockFeature
 
-    def __init__(self, memory: GuestMemory, config: VsockConfig) -> None:
+    def __init__(
+        self, memory: GuestMemory, config: VsockConfig, identity: bytes | None = b""
+    ) -> None:
+        """`identity` (see `attach`) is what the CID is made of where the user gave none."""
         self.config = config
+        self._takes_over = identity is None and config.cid is None
+        self.cid = config.cid or default_cid(identity or b"")
         self._listener = UnixListener(config.path, "--vsock")
         out = ffi.new("struct pk_vsock **")
         options = {
-            "cid": config.cid,
+            "cid": self.cid,
             "listen_fd": self._listener.fileno(),
             "path": os.fsencode(config.path),
         }
@@ -65,7 +72,7 @@ class Vsock(VirtioDevice):
         super().__init__(memory)
 
     def read_config(self) -> bytes:
-        return CONFIG.pack(self.config.cid)
+        return CONFIG.pack(self.cid)
 
     def start(self) -> None:
         check(lib.pk_vsock_start(self._handle, *self._c_args()), "a thread for a socket device")
@@ -77,11 +84,19 @@ class Vsock(VirtioDevice):
         super().reset()
         lib.pk_vsock_forget(self._handle)
 
+    def state(self) -> bytes:
+        return CONFIG.pack(self.cid) + super().state()
+
     def restore(self, state: bytes) -> None:
         """As `VirtioDevice.restore`. The connections of then are gone, and the driver is told:
-        VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (§5.10.6.7 Device Events)."""
+        VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (§5.10.6.7 Device Events). It reads its CID again."""
         with self.lock:
-            super().restore(state)
+            (cid,) = CONFIG.unpack_from(state)
+            self.reset()
+            if self._takes_over:
+                self.cid = cid
+                lib.pk_vsock_set_cid(self._handle, cid)
+            super().restore(state[CONFIG.size :])
             lib.pk_vsock_announce_reset(self._handle)
             self.kick(EVENT_QUEUE)
 
@@ -91,6 +106,13 @@ class Vsock(VirtioDevice):
             lib.pk_vsock_destroy(self._handle)
             self._handle = ffi.NULL
         self._listener.close()
+
+
+def default_cid(identity: bytes) -> int:
+    """The first that a guest may have; for copies of a machine one of their own."""
+    if not identity:
+        return CID_FIRST
+    return CID_FIRST + int.from_bytes(identity[:8], "little") % (CID_LAST + 1 - CID_FIRST)
 
 
 def _allow_many_files() -> None:

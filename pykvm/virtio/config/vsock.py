@@ -24,7 +24,7 @@ class VsockConfig(Record):
     """A socket device: its unix socket on the host, and the guest's address."""
 
     path: str
-    cid: int = CID_FIRST
+    cid: int | None = None  # None: the first there is, and one of its own for a copy
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -34,7 +34,7 @@ class VsockConfig(Record):
                 f"--vsock: {self.path}: longer than the {PATH_MAX} bytes that leave room for _PORT "
                 "in a unix socket's address; choose a shorter path"
             )
-        if not CID_FIRST <= self.cid <= CID_LAST:
+        if self.cid is not None and not CID_FIRST <= self.cid <= CID_LAST:
             raise ConfigError(f"--vsock: cid={self.cid} is not {CID_FIRST} to {CID_LAST}")
 
 

@@ -21,6 +21,7 @@ from pykvm.virtio.config import net as config
 from pykvm.virtio.config.limits import Limits
 from pykvm.virtio.config.net import Forward, NetConfig, parse_net
 from pykvm.virtio.device import Status
+from pykvm.virtio.interrupt import CONFIG as CONFIG_CHANGED
 from pykvm.virtio.interrupt import Interrupt
 from pykvm.virtio.net import CONFIG, Net, default_mac
 from pykvm.virtio.netfeatures import NetFeature
@@ -133,6 +134,7 @@ def test_limits_in_c_and_here_are_the_same() -> None:
 def test_init_is_told_a_line_a_card() -> None:
     nets = [NetConfig("tap", "t", address=ADDRESS), NetConfig("tap", "u"), NetConfig("user")]
     assert settings(nets) == b"10.0.0.2/24 - -\n- - -\n10.0.2.15/24 10.0.2.2 10.0.2.3\n"
+    assert settings(nets[1:2], [b"\2RK\0\xab\1"]) == b"- - - 02:52:4b:00:ab:01\n"
 
 
 def test_passt_is_told_what_the_guest_is_told() -> None:
@@ -147,6 +149,10 @@ def test_passt_is_told_what_the_guest_is_told() -> None:
 def test_a_default_address_is_stable_local_and_of_one_card() -> None:
     assert default_mac("tap0 0") == default_mac("tap0 0") != default_mac("tap1 0")
     assert default_mac("tap0 0")[0] & 3 == 2
+
+
+def test_copies_of_a_card_have_addresses_of_their_own() -> None:
+    assert default_mac("tap0 0") != default_mac("tap0 0", b"1") != default_mac("tap0 0", b"2")
 
 
 # ── cards on sockets ─────────────────────────────────────────────────────────────────────────────
@@ -239,3 +245,49 @@ def test_state_survives_restoring_and_nothing_is_left_open(
     memory.write(0x1000, struct.pack("<HH", 0, 0))
     close(net)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def copy_of(state: bytes, memory: GuestMemory, text: str, identity: bytes | None) -> Net:
+    net = Net(memory, parse_net(text), identity=identity)
+    net.interrupt = Interrupt()
+    net.freeze()
+    net.restore(state)
+    net.thaw()
+    return net
+
+
+def test_a_copys_driver_is_told_of_an_address_that_is_not_its_origins(
+    memory: GuestMemory, tmp_path: Path
+) -> None:
+    net = make(memory, f"socket={tmp_path}/a")
+    net.accept_half(1, 1)
+    net.set_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK)
+    state, mac = net.state(), net.mac
+    close(net)
+    kept = copy_of(state, memory, f"socket={tmp_path}/b", None)
+    assert (kept.mac, kept.interrupt.pending) == (mac, 0)
+    close(kept)
+    for text, identity in (
+        (f"socket={tmp_path}/b", b"1"),
+        (f"socket={tmp_path}/b,mac=2:0:0:0:0:1", None),
+    ):
+        other = copy_of(state, memory, text, identity)
+        assert other.mac != mac
+        assert other.interrupt.pending == CONFIG_CHANGED
+        close(other)
+
+
+def test_a_card_does_not_go_on_where_less_can_be_left_to_it(
+    memory: GuestMemory, tmp_path: Path
+) -> None:
+    net = make(memory, f"socket={tmp_path}/a,mtu=9000")
+    for half, bits in ((0, NetFeature.CSUM | NetFeature.MTU), (1, 1)):
+        net.accept_half(half, bits)
+    net.set_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK)
+    state = net.state()
+    close(net)
+    close(copy_of(state, memory, f"socket={tmp_path}/b", b"1"))  # without an MTU
+    less = make(memory, f"socket={tmp_path}/b,offload=off")
+    with pytest.raises(ValueError, match="lacks CSUM, which the guest uses"):
+        less.restore(state)
+    close(less)

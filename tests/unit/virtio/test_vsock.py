@@ -37,7 +37,7 @@ def make(memory: GuestMemory, path: Path) -> Vsock:
 
 
 def test_a_socket_device_is_a_path_and_an_address() -> None:
-    assert parse_vsock("/run/v") == VsockConfig("/run/v", cid=3)
+    assert parse_vsock("/run/v") == VsockConfig("/run/v", cid=None)
     assert parse_vsock("v,,1,cid=77") == VsockConfig("v,1", cid=77)
 
 
@@ -53,6 +53,23 @@ def test_wrong_options_are_refused_by_name(text: str) -> None:
 def test_the_driver_learns_its_address(memory: GuestMemory, tmp_path: Path) -> None:
     device = Vsock(memory, VsockConfig(str(tmp_path / "v"), cid=0x1234))
     assert device.read_config() == struct.pack("<Q", 0x1234)
+    device.close()
+
+
+def test_an_address_that_nobody_chose_is_the_first_or_a_copys_own(
+    memory: GuestMemory, tmp_path: Path
+) -> None:
+    config = VsockConfig(str(tmp_path / "v"))
+    cids = []
+    for identity in (b"", b"1" * 16, b"2" * 16):
+        device = Vsock(memory, config, identity)
+        cids.append(struct.unpack("<Q", device.read_config())[0])
+        device.close()
+    assert cids[0] == 3
+    assert len(set(cids)) == 3
+    assert all(3 <= cid < 0xFFFF_FFFF for cid in cids)
+    device = Vsock(memory, config._replace(cid=7), b"1" * 16)
+    assert device.read_config() == struct.pack("<Q", 7)
     device.close()
 
 
@@ -114,3 +131,17 @@ def test_a_restored_guest_is_told_that_its_connections_are_gone(
     assert memory.read(0x8000, 4) == struct.pack("<I", TRANSPORT_RESET)
     assert second.status == first.status
     second.close()
+
+
+def test_a_copy_takes_its_origins_address_over_when_it_is_to(
+    memory: GuestMemory, tmp_path: Path
+) -> None:
+    first = Vsock(memory, VsockConfig(str(tmp_path / "a")), b"1" * 16)
+    first.interrupt = Interrupt()
+    for identity, taken in ((None, True), (b"2" * 16, False)):
+        second = Vsock(memory, VsockConfig(str(tmp_path / "b")), identity)
+        second.interrupt = Interrupt()
+        second.restore(first.state())
+        assert (second.read_config() == first.read_config()) is taken
+        second.close()
+    first.close()
