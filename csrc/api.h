@@ -448,6 +448,9 @@ int pk_net_set_pairs(struct pk_net *net, uint32_t pairs);
 /* What a TAP may leave to the driver: VIRTIO_NET_F_GUEST_* bits. Returns -errno of TUNSETOFFLOAD.
  */
 int pk_net_set_offloads(struct pk_net *net, uint64_t features);
+/* The other end of a PK_NET_STREAM knows nothing of the TCP connections that the guest has: end
+ * them with a reset when it sends on one. Only while stopped. */
+int pk_net_forget_connections(struct pk_net *net);
 /* Whether the other end is there. It changes with a configuration interrupt. */
 int pk_net_link(const struct pk_net *net);
 /* Frames that could not be passed on since the device was made, both ways. */

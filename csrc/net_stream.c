@@ -53,6 +53,7 @@ static void close_stream(struct pk_wire *wire)
     hang_up(wire);
     free(wire->buffer);
     free(wire->cut);
+    pk_orphans_destroy(wire->orphans);
 }
 
 static void accept_other_end(struct pk_wire *wire)
@@ -93,6 +94,8 @@ static int read_more(struct pk_wire *wire)
 static int receive(struct pk_wire *wire, struct iovec *iov, uint32_t num, struct pk_packet *ret)
 {
     (void)iov, (void)num;
+    if (wire->orphans && pk_orphans_receive(wire->orphans, ret))
+        return 1;
     while (pk_wire_link(wire)) {
         uint32_t have = wire->end - wire->start, size = 0;
         uint8_t *at = wire->buffer + wire->start;

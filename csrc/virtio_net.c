@@ -236,6 +236,14 @@ static int append_with_checksum(struct pair *p, struct pk_frame *frame)
     return 1;
 }
 
+/* Whether a frame that is for a wire with sizes belongs to a connection that is no more; then it is
+ * answered. */
+static int is_orphan(struct pair *p, const struct pk_frame *frame)
+{
+    uint32_t first = frame->first + 1; /* its size is in front */
+    return pk_orphans_answer(p->wire.orphans, p->out.iov + first, p->out.iov_num - first);
+}
+
 /* Put the chain at hand into `out`, behind what the wire wants in front. What cannot be sent
  * becomes a frame without buffers. */
 static void add_frame(struct pair *p)
@@ -267,6 +275,8 @@ static void add_frame(struct pair *p)
         out->iov_num = frame->first;
         pk_wire_drop(&p->wire);
     }
+    if (sound && p->wire.orphans && is_orphan(p, frame))
+        out->iov_num = frame->first;
     frame->num = out->iov_num - frame->first;
 }
 
@@ -376,8 +386,11 @@ static void serve(void *device, uint32_t direction)
 
     if (direction == RX)
         receive(p);
-    else if (!p->blocked || !pk_wire_link(&p->wire))
+    else if (!p->blocked || !pk_wire_link(&p->wire)) {
         transmit(p);
+        if (p->wire.orphans && pk_orphans_waiting(p->wire.orphans) && !p->starved)
+            receive(p);
+    }
     settle(p);
 }
 
@@ -528,6 +541,18 @@ int pk_net_set_offloads(struct pk_net *net, uint64_t features)
 
     __atomic_store_n(&net->guest_checksums, checksums, __ATOMIC_RELAXED);
     return net->config.kind == PK_NET_TAP ? pk_tap_set_offloads(net->config.fds[0], features) : 0;
+}
+
+int pk_net_forget_connections(struct pk_net *net)
+{
+    struct pk_wire *wire = &net->pairs[0].wire;
+
+    if (net->config.kind != PK_NET_STREAM)
+        return -EINVAL;
+    if (wire->orphans == NULL)
+        return pk_orphans_create(&wire->orphans);
+    pk_orphans_forget(wire->orphans);
+    return 0;
 }
 
 int pk_net_link(const struct pk_net *net)

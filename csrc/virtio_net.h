@@ -17,6 +17,9 @@
 #define NET_IOVS  1024u
 _Static_assert(sizeof(struct virtio_net_hdr_v1) == 12, "virtio 1.2 §5.1.6: with num_buffers");
 
+/* Connections that the other end knows nothing of: net_orphans.c. */
+struct pk_orphans;
+
 /* A frame on its way from the driver. */
 struct pk_frame {
     uint32_t head;                   /* of its chain */
@@ -53,6 +56,7 @@ struct pk_wire {
     uint32_t start, end;
     uint8_t *cut;
     uint32_t cut_start, cut_end;
+    struct pk_orphans *orphans; /* NULL: the other end knows the driver's connections */
     /* PK_NET_DGRAM */
     struct mmsghdr *messages;
     uint32_t message, message_num;
@@ -79,6 +83,16 @@ extern const struct pk_wire_ops pk_wire_tap, pk_wire_stream, pk_wire_dgram;
 
 int pk_tap_set_attached(int fd, int on);
 int pk_tap_set_offloads(int fd, uint64_t features);
+
+int pk_orphans_create(struct pk_orphans **ret);
+void pk_orphans_destroy(struct pk_orphans *orphans); /* NULL is fine */
+/* All connections up to now are of before. */
+void pk_orphans_forget(struct pk_orphans *orphans);
+/* Look at a frame from the driver: 1 when a reset answers it, so it is not sent. */
+int pk_orphans_answer(struct pk_orphans *orphans, const struct iovec *iov, uint32_t num);
+int pk_orphans_waiting(const struct pk_orphans *orphans);
+/* As `receive` of a wire: the next answer. */
+int pk_orphans_receive(struct pk_orphans *orphans, struct pk_packet *ret);
 
 static inline void pk_wire_drop(struct pk_wire *wire)
 {

@@ -57,6 +57,7 @@ def start_passt(config: NetConfig) -> Wire:
         [ours.fileno()],
         name="user",
         mtu=config.mtu or USER_MTU,
+        knows_connections=True,
         resources=resources,
     )
 

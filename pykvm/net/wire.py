@@ -24,10 +24,12 @@ class Wire:
         mtu: int | None = None,  # when the guest should be told
         listening: bool = False,  # fds[0] is a socket that the other end will connect to
         peer: str = "",  # the path that datagrams go to
+        knows_connections: bool = False,  # those that began through it, and no others
     ) -> None:
         self.kind, self.fds, self.name = kind, list(fds), name
         self.features, self.mtu = features, mtu
         self.listening, self.peer = listening, peer
+        self.knows_connections = knows_connections
         self._resources = resources
 
     def close(self) -> None:

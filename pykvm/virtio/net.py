@@ -150,6 +150,9 @@ class Net(VirtioDevice):
         """As `VirtioDevice.restore`. The driver is told of another address than it has read."""
         with self.lock:
             pairs, offloads, mac = STATE.unpack_from(state)
+            self.reset()
+            if self._wire.knows_connections:
+                check(lib.pk_net_forget_connections(self._handle), "memory for connections")
             if self._takes_over:
                 self.mac = mac
             _, _, accepted, _ = DEVICE_STATE.unpack_from(state, STATE.size)

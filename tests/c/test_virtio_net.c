@@ -3,6 +3,9 @@
 #include "driver.h"
 
 #include <arpa/inet.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
 #include <linux/virtio_net.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -550,6 +553,138 @@ static void a_limit_delays_and_drops_nothing(void)
     teardown();
 }
 
+/* ── connections that the other end knows nothing of ────────────────────────────────────────── */
+
+struct segment {
+    struct ethhdr ethernet;
+    struct iphdr ip;
+    struct tcphdr tcp;
+    uint8_t data[8];
+} __attribute__((packed));
+
+enum { SYN = 1, ACK = 2, RST = 4 };
+
+static struct segment segment_from(uint16_t port, int flags)
+{
+    struct segment s = {
+        .ethernet = {.h_dest = {2, 0, 0, 0, 0, 1},
+                     .h_source = {2, 0, 0, 0, 0, 2},
+                     .h_proto = htons(ETH_P_IP)},
+        .ip = {.version = 4,
+               .ihl = 5,
+               .tot_len = htons(sizeof(s) - sizeof(s.ethernet)),
+               .ttl = 64,
+               .protocol = IPPROTO_TCP,
+               .saddr = htonl(0x0a00020f),
+               .daddr = htonl(0x0a000202)},
+        .tcp = {.source = htons(port),
+                .dest = htons(80),
+                .seq = htonl(1000),
+                .ack_seq = htonl(2000),
+                .doff = 5,
+                .syn = (flags & SYN) != 0,
+                .ack = (flags & ACK) != 0,
+                .rst = (flags & RST) != 0},
+    };
+    return s;
+}
+
+/* In chain 3 * index, cut behind `odd` bytes. */
+static void driver_sends_segment(unsigned index, const struct segment *s, uint32_t odd)
+{
+    driver_sends(index, sizeof(*s), odd);
+    memcpy(at(TX_DATA + 0x4000 * index + HEADER), s, sizeof(*s));
+    kick(TX);
+}
+
+static uint16_t sum_of(const void *data, size_t len, uint64_t start)
+{
+    for (size_t i = 0; i + 1 < len; i += 2)
+        start += (uint64_t)((const uint8_t *)data)[i] << 8 | ((const uint8_t *)data)[i + 1];
+    while (start >> 16)
+        start = (start & 0xffff) + (start >> 16);
+    return (uint16_t)start;
+}
+
+static void check_reset(const uint8_t *frame, uint16_t port)
+{
+    struct segment s;
+    memcpy(&s, frame, 54);
+    CHECK_EQ(s.ethernet.h_dest[5], 2);
+    CHECK_EQ(s.ethernet.h_source[5], 1);
+    CHECK_EQ(ntohl(s.ip.saddr), 0x0a000202);
+    CHECK_EQ(ntohl(s.ip.daddr), 0x0a00020f);
+    CHECK_EQ(ntohs(s.ip.tot_len), 40);
+    CHECK_EQ(ntohs(s.tcp.dest), port);
+    CHECK_EQ(ntohs(s.tcp.source), 80);
+    CHECK_EQ(ntohl(s.tcp.seq), 2000); /* what the driver expects next */
+    CHECK(s.tcp.rst && !s.tcp.syn && !s.tcp.ack);
+    CHECK_EQ(sum_of(&s.ip, sizeof(s.ip), 0), 0xffff);
+    CHECK_EQ(sum_of(&s.tcp, sizeof(s.tcp), sum_of(&s.ip.saddr, 8, IPPROTO_TCP + 20)), 0xffff);
+}
+
+static void a_connection_of_before_is_reset_and_a_new_one_is_not(void)
+{
+    static uint8_t bytes[70000];
+    struct segment old = segment_from(40000, ACK), syn = segment_from(40001, SYN),
+                   new = segment_from(40001, ACK), rst = segment_from(40002, RST | ACK),
+                   udp = segment_from(40003, ACK);
+    setup(SOCK_STREAM);
+    CHECK_EQ(pk_net_create(&config, &net), 0);
+    CHECK_EQ(pk_net_forget_connections(net), 0);
+    CHECK_EQ(pk_net_start(net, queues, features, irq), 0);
+    memset(&header, 0, sizeof(header));
+    give_buffer(0, 200);
+    kick(RX);
+    driver_sends_segment(0, &old, 20);
+    wait_for_received(1);
+    CHECK_EQ(received_len(0), HEADER + 54);
+    check_header(buffer(0), 1);
+    check_reset(buffer(0) + HEADER, 40000);
+    wait_for_sent(1); /* and none of it came to the other end: */
+    driver_sends_segment(1, &syn, 0);
+    CHECK_EQ(far_receives(bytes, sizeof(bytes)), sizeof(syn));
+    CHECK(memcmp(bytes, &syn, sizeof(syn)) == 0);
+    driver_sends_segment(2, &new, 36);
+    CHECK_EQ(far_receives(bytes, sizeof(bytes)), sizeof(new));
+    driver_sends_segment(3, &rst, 0);
+    CHECK_EQ(far_receives(bytes, sizeof(bytes)), sizeof(rst));
+    udp.ip.protocol = IPPROTO_UDP;
+    driver_sends_segment(4, &udp, 0);
+    CHECK_EQ(far_receives(bytes, sizeof(bytes)), sizeof(udp));
+    wait_for_sent(5);
+    pk_net_stop(net);
+    CHECK_EQ(pk_net_forget_connections(net), 0); /* again */
+    CHECK_EQ(pk_net_start(net, queues, features, irq), 0);
+    give_buffer(1, 200);
+    kick(RX);
+    driver_sends_segment(5, &new, 0);
+    wait_for_received(2);
+    check_reset(buffer(1) + HEADER, 40001);
+    teardown();
+}
+
+static void answers_wait_for_buffers_and_are_bounded(void)
+{
+    enum { SENT = 40 };
+    setup(SOCK_STREAM);
+    CHECK_EQ(pk_net_create(&config, &net), 0);
+    CHECK_EQ(pk_net_forget_connections(net), 0);
+    CHECK_EQ(pk_net_start(net, queues, features, irq), 0);
+    for (uint16_t i = 0; i < SENT; i++) {
+        struct segment old = segment_from((uint16_t)(40000 + i), ACK);
+        driver_sends_segment(i % (SIZE / 2), &old, i % 54);
+        wait_for_sent((uint16_t)(i + 1));
+    }
+    for (uint16_t i = 0; i < 8; i++) {
+        give_buffer(i, 200);
+        kick(RX);
+        wait_for_received((uint16_t)(i + 1));
+        check_reset(buffer(i) + HEADER, (uint16_t)(40000 + i));
+    }
+    teardown();
+}
+
 #define RUN_BOTH(test)                                                                             \
     do {                                                                                           \
         test(SOCK_STREAM);                                                                         \
@@ -577,5 +712,7 @@ int main(void)
     RUN(what_is_held_at_a_stop_is_the_drivers_again);
     RUN(the_link_follows_the_other_end);
     RUN(a_limit_delays_and_drops_nothing);
+    RUN(a_connection_of_before_is_reset_and_a_new_one_is_not);
+    RUN(answers_wait_for_buffers_and_are_bounded);
     return 0;
 }
