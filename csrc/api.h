@@ -390,6 +390,8 @@ void pk_overlay_destroy(struct pk_overlay *overlay);
 uint64_t pk_overlay_count(const struct pk_overlay *overlay); /* clusters that are in it */
 /* Drop all that is in it, one that is not kept. While its disk is stopped, as the next. */
 int pk_overlay_empty(struct pk_overlay *overlay);
+/* Write the clusters that are in it to their places in `fd`, which has the base's content. */
+int pk_overlay_copy(struct pk_overlay *overlay, int fd);
 /* Write the bitmap to the file, if it is kept: when `durable`, after the data, and both synced. */
 int pk_overlay_flush(struct pk_overlay *overlay, int durable);
 

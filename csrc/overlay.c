@@ -273,3 +273,21 @@ int pk_overlay_flush(struct pk_overlay *o, int durable)
         o->error = flush_bitmap(o, durable);
     return o->error;
 }
+
+int pk_overlay_copy(struct pk_overlay *o, int fd)
+{
+    uint64_t end = o->config.size;
+    int result = 0;
+
+    for (uint64_t at = 0; at < end && result == 0; at += CLUSTER) {
+        uint64_t len = min64(CLUSTER, end - at);
+        struct iovec iov = {o->buffer, len};
+        struct cursor in = {&iov, 1, 0}, out = in;
+        if (!is_there(o, at / CLUSTER))
+            continue;
+        result = move(preadv, o->config.fd, &in, o->config.data_at + at, len);
+        if (result == 0)
+            result = move(pwritev, fd, &out, at, len);
+    }
+    return result;
+}

@@ -142,10 +142,11 @@ def on_terminal(
         gc.enable()  # see `cli.script`
         for note in machine.entry.notes:
             complain(f"pykvm: {note}")
-        if args.snapshot or args.snapshot_at or args.diff:
+        if args.snapshot or args.snapshot_at or args.diff or args.snapshot_disks:
             from pykvm.snapshot.trigger import arm
 
-            arm(machine, args.snapshot, args.snapshot_at, args.diff)
+            where = (args.snapshot, args.snapshot_at, args.diff)
+            arm(machine, *where, disks=args.snapshot_disks)
         if machine.debugger:
             waiting = "; the guest waits for it" if machine.config.wait_gdb else ""
             print(

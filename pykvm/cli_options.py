@@ -21,6 +21,12 @@ SNAPSHOT_AT = Option(
     repeated=True,
     words=2,
 )
+SNAPSHOT_DISKS = Option(
+    "--snapshot-disks",
+    "",
+    "let snapshots have copies of the disks that the guest may write to, so that what is written "
+    "later does not make them useless; the guest stands still meanwhile",
+)
 DIFF = Option(
     "--diff",
     "DIR",
@@ -162,6 +168,7 @@ BOOT = (
     ),
     SNAPSHOT,
     SNAPSHOT_AT,
+    SNAPSHOT_DISKS,
     DIFF,
     Option(
         "--trace",

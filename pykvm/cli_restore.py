@@ -5,7 +5,7 @@ Reached from `cli`. Read `snapshot.load` for what is checked, `cli_boot` for wha
 
 from __future__ import annotations
 
-from pykvm.cli_options import GDB, HELP, SNAPSHOT, SNAPSHOT_AT, TIMEOUT, WAIT_GDB
+from pykvm.cli_options import GDB, HELP, SNAPSHOT, SNAPSHOT_AT, SNAPSHOT_DISKS, TIMEOUT, WAIT_GDB
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
 from pykvm.options import Option, describe, number, parse
@@ -62,6 +62,7 @@ OPTIONS = (
     ),
     SNAPSHOT,
     SNAPSHOT_AT,
+    SNAPSHOT_DISKS,
     Option("--diff", "", "let snapshots have only the pages that changed since the one restored"),
     GDB,
     WAIT_GDB,

@@ -155,41 +155,49 @@ def open_stack(chain: list[Link], *, verify: bool = False) -> Stack:
 
 
 def _open(link: Link, verify: bool) -> int:
-    path = os.path.join(link.folder, format.MEMORY)
+    return open_whole(link.folder, format.MEMORY, link.head["memory"], link.size, verify=verify)
+
+
+def open_whole(
+    folder: str, name: str, entry: dict[str, Any], size: int, *, verify: bool = False
+) -> int:
+    """A file of a snapshot, checked against what `entry` of the head says of it. Raises
+    `ConfigError`, and one of `NONSENSE` for the head's."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise format.damaged(link.folder, f"{format.MEMORY}: {error.strerror}") from None
+        raise format.damaged(folder, f"{name}: {error.strerror}") from None
     try:
         status = os.fstat(fd)
-        if status.st_size != link.size:
-            raise format.damaged(link.folder, f"{format.MEMORY} has {status.st_size} bytes")
-        if verify or stamp(status) != link.head["memory"]["stamp"]:
-            (_verify if link.is_full else _verify_pages)(fd, link)
+        if status.st_size != size:
+            raise format.damaged(folder, f"{name} has {status.st_size} bytes")
+        if verify or stamp(status) != entry["stamp"]:
+            wrong = _find_damage(fd, entry, size)
+            if wrong is not None:
+                what = f"{name} from {wrong:#x} on does not match its checksum"
+                raise format.damaged(folder, what)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _verify(fd: int, link: Link) -> None:
-    wanted = {int(number): crc for number, crc in link.head["memory"]["crc32"].items()}
-    found = pages.checksums(fd, link.size)
-    for number in sorted(wanted.keys() | found.keys()):
-        if wanted.get(number) != found.get(number):
-            raise _mismatch(link, number * pages.PIECE)
-
-
-def _verify_pages(fd: int, link: Link) -> None:
-    """What lies between a differential snapshot's pages is never looked at."""
-    for offset, size, crc in link.head["memory"]["pages"]:
-        if checksum_of(fd, offset, size) != crc:
-            raise _mismatch(link, offset)
-
-
-def _mismatch(link: Link, start: int) -> ConfigError:
-    what = f"{format.MEMORY} from {start:#x} on does not match its checksum"
-    return format.damaged(link.folder, what)
+def _find_damage(fd: int, entry: dict[str, Any], size: int) -> int | None:
+    """Where a file is not what its checksums say. What lies between a differential snapshot's pages
+    is never looked at."""
+    if "pages" in entry:
+        damaged = (at for at, length, crc in entry["pages"] if checksum_of(fd, at, length) != crc)
+        return next(damaged, None)
+    wanted = {int(number): crc for number, crc in entry["crc32"].items()}
+    found = pages.checksums(fd, size)
+    return next(
+        (
+            number * pages.PIECE
+            for number in sorted(wanted.keys() | found.keys())
+            if wanted.get(number) != found.get(number)
+        ),
+        None,
+    )
 
 
 def checksum_of(fd: int, offset: int, size: int) -> int:

@@ -33,7 +33,7 @@ def compact(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None =
     except chain.NONSENSE as error:
         raise format.damaged(links[0].folder, f"{format.HEAD}: {error!r}") from None
     with chain.open_stack(links, verify=True) as whole, Save(target) as save:
-        save.flatten(whole, parts, _head_of(links[0]))
+        save.flatten(whole, parts, _head_of(links[0]), links[0].folder)
         save.commit()
 
 

@@ -1,6 +1,8 @@
-"""A snapshot's disks: they are not in it, so they must be as they were.
+"""A snapshot's disks: copies in its folder; or they are not in it, and must be as they were.
 
-Reached from `save`, which notes what they look like, and from `load`, which refuses others.
+Reached from `save`, which notes what they look like or copies them, and from `load`, which refuses
+others and takes the copies. A copy is what a disk that the guest may write to was at that moment;
+machines that go on from there have an overlay over it, so it stays so.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from pykvm.lean import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
+    from pykvm.config import MachineConfig
     from pykvm.machine import Machine
+    from pykvm.virtio.blk import Blk
 
 
 def describe_disks(machine: Machine) -> list[dict[str, Any]]:
@@ -46,3 +50,41 @@ def check_disks(disks: list[dict[str, Any]], folder: str) -> None:
                 f"snapshot {folder}: its disk {path} has changed since; the guest would find "
                 "another content than it knows of. Name a copy from then with --disk"
             )
+
+
+# ── copies ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def copy_name(number: int | str) -> str:
+    """The copy of a disk, in a snapshot's folder."""
+    return f"disk{number}"
+
+
+def written_disks(machine: Machine) -> dict[int, Blk]:
+    """The disks that the guest may write to, by their number."""
+    from pykvm.virtio.blk import Blk
+
+    disks = [each.device for each in machine.virtio if isinstance(each.device, Blk)]
+    return {number: disk for number, disk in enumerate(disks) if not disk.config.read_only}
+
+
+def use_copies(
+    config: MachineConfig, head: dict[str, Any], numbers: set[int], folder: str, verify: bool
+) -> tuple[MachineConfig, set[int]]:
+    """`config` with the copies, checked, in the place of those of the disks in `numbers` that have
+    one; and the other numbers. Raises `ConfigError`, and a `chain.NONSENSE` for the head's."""
+    from pykvm.snapshot import chain
+    from pykvm.virtio.config.disk import DROPPED, RAW
+
+    disks, rest = list(config.disks), set(numbers)
+    for number in sorted(numbers):
+        copy = head.get("copies", {}).get(str(number))
+        if copy is None:
+            continue
+        name = copy_name(number)
+        os.close(chain.open_whole(folder, name, copy, int(copy["size"]), verify=verify))
+        disks[number] = disks[number]._replace(
+            path=os.path.join(folder, name), overlay=DROPPED, cache="writeback", format=RAW
+        )
+        rest.discard(number)
+    return config._replace(disks=tuple(disks)), rest

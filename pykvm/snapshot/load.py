@@ -14,7 +14,7 @@ from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
 from pykvm.snapshot import capture, chain, format
 from pykvm.snapshot.diff import lineage_of
-from pykvm.snapshot.disks import check_disks
+from pykvm.snapshot.disks import check_disks, use_copies
 from pykvm.snapshot.template import IDENTITIES, Template, changed
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def load(
         config, disks = changed(format.decode_config(head["config"]), changes)
         entry = format.decode_entry(head["entry"])
         noted = dict(zip(range(len(config.disks)), head["disks"], strict=True))
+        if "copies" in head:
+            config, disks = use_copies(config, head, disks, folder, verify)
         check_disks([noted[number] for number in sorted(disks)], folder)
         parts = read_state(folder, head)
         generation = int(head["generation"])

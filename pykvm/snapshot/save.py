@@ -17,10 +17,10 @@ from pykvm import __version__
 from pykvm._core import lib
 from pykvm.boot.files import stamp
 from pykvm.errors import ConfigError, HostError
-from pykvm.snapshot import capture, format, pages
+from pykvm.snapshot import capture, chain, format, pages
 from pykvm.snapshot.chain import checksum_of
 from pykvm.snapshot.diff import Base, note
-from pykvm.snapshot.disks import describe_disks
+from pykvm.snapshot.disks import copy_name, describe_disks, written_disks
 
 if TYPE_CHECKING:
     from typing import Any, Self
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pykvm.snapshot.capture import Parts
     from pykvm.snapshot.diff import Lineage
     from pykvm.snapshot.layers import Stack
+    from pykvm.virtio.blk import Blk
 
 TICK_S: Final = 0.02  # longer than the clock that files are stamped with takes to move on
 
@@ -38,19 +39,25 @@ class Save:
     """One snapshot on its way into `folder`. Its steps: `capture`, at rest; then `commit`.
 
     `base`: the folder of a snapshot of the same machine, or that it goes on from; only the pages
-    that have changed since are saved, and restoring needs the base. A context manager: what was not
-    committed is removed. Raises `ConfigError` when the folder is not to be replaced or the base is
-    none, and `HostError` when the folder cannot be written.
+    that have changed since are saved, and restoring needs the base. `disks`: copies of the disks
+    that the guest may write to are saved, too. A context manager: what was not committed is
+    removed. Raises `ConfigError` when the folder is not to be replaced or the base is none, and
+    `HostError` when the folder cannot be written.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], base: str | os.PathLike[str] | None = None
+        self,
+        folder: str | os.PathLike[str],
+        base: str | os.PathLike[str] | None = None,
+        *,
+        disks: bool = False,
     ) -> None:
         self.folder = os.path.abspath(folder)
         check_target(self.folder)
         parent, name = os.path.split(self.folder)
         self._temporary = os.path.join(parent, f".{name}.{os.getpid()}-{time.monotonic_ns():x}")
         self._lineage: Lineage | None = None  # of a machine
+        self._with_disks = disks
         with contextlib.ExitStack() as opened, self._explained():
             self._base = None if base is None else Base(base, self.folder)
             if self._base is not None:
@@ -61,7 +68,13 @@ class Save:
 
     def capture(self, machine: Machine) -> None:
         """Note the state of a machine at rest; write its memory."""
-        self._parts = capture.capture(machine)
+        disks = written_disks(machine) if self._with_disks else {}
+        try:
+            copies = {str(number): self._copy(number, disk) for number, disk in disks.items()}
+            self._parts = capture.capture(machine)
+        finally:
+            for disk in disks.values():
+                disk.is_copied = False
         ranges: list[Region] = []
         with self._explained(), self._create(format.MEMORY) as fd:
             os.truncate(fd, machine.memory.size)
@@ -82,11 +95,29 @@ class Save:
         if self._base is not None:
             self._head["base"] = self._base.reference
             self._head["memory"]["pages"] = ranges
+        if copies:
+            self._head["copies"] = copies
         self._lineage = machine.lineage
         note(machine, self._head["id"])
 
-    def flatten(self, whole: Stack, parts: Parts, head: dict[str, Any]) -> None:
-        """Instead of `capture`: take all the memory of a chain, and the rest from its snapshot."""
+    def _copy(self, number: int, disk: Blk) -> dict[str, Any]:
+        """Copy a disk, and tell it so; returns the head's entry."""
+        with self._explained(), self._create(copy_name(number)) as fd:
+            disk.copy_to(fd)
+            disk.is_copied = True
+            return {"size": os.fstat(fd).st_size}
+
+    def flatten(self, whole: Stack, parts: Parts, head: dict[str, Any], folder: str) -> None:
+        """Instead of `capture`: take all the memory of a chain, and the rest from the snapshot in
+        `folder`, which is the last of it."""
+        for number, copy in head.get("copies", {}).items():
+            name, size = copy_name(number), int(copy["size"])
+            source = chain.open_whole(folder, name, copy, size, verify=True)
+            try:
+                with self._explained(), self._create(name) as fd:
+                    pages.copy_file(source, fd, size)
+            finally:
+                os.close(source)
         with self._explained(), self._create(format.MEMORY) as fd:
             os.truncate(fd, whole.size)
             for offset, data in whole.pieces():
@@ -96,7 +127,9 @@ class Save:
     def commit(self) -> None:
         """Bring it all to the disk and give it its name. The machine may run meanwhile."""
         with self._explained():
-            self._finish_memory()
+            self._finish(format.MEMORY, self._head["memory"])
+            for number, copy in self._head.get("copies", {}).items():
+                self._finish(copy_name(number), copy)
             with self._create(format.STATE) as fd:
                 pages.write(fd, 0, memoryview(b"".join(self._parts.values())))
                 os.fsync(fd)
@@ -112,22 +145,22 @@ class Save:
             noted = self._lineage[head["id"]]
             self._lineage[head["id"]] = noted._replace(checksum=head["checksum"])
 
-    def _finish_memory(self) -> None:
-        """Checksums, and a stamp by which `load` knows that the file was not touched since."""
-        memory = self._head["memory"]
-        fd = os.open(os.path.join(self._temporary, format.MEMORY), os.O_RDWR | os.O_CLOEXEC)
+    def _finish(self, name: str, entry: dict[str, Any]) -> None:
+        """Into a file's entry of the head: checksums, and a stamp by which `load` knows that the
+        file was not touched since."""
+        fd = os.open(os.path.join(self._temporary, name), os.O_RDWR | os.O_CLOEXEC)
         try:
             os.fsync(fd)
-            if "pages" in memory:
-                memory["pages"] = [[*place, checksum_of(fd, *place)] for place in memory["pages"]]
+            if "pages" in entry:
+                entry["pages"] = [[*place, checksum_of(fd, *place)] for place in entry["pages"]]
             else:
-                crcs = pages.checksums(fd, memory["size"])
-                memory["piece"] = pages.PIECE
-                memory["crc32"] = {str(number): crc for number, crc in crcs.items()}  # as in JSON
+                crcs = pages.checksums(fd, entry["size"])
+                entry["piece"] = pages.PIECE
+                entry["crc32"] = {str(number): crc for number, crc in crcs.items()}  # as in JSON
             os.fchmod(fd, 0o400)
             while time.time_ns() - os.fstat(fd).st_ctime_ns < TICK_S * 1e9:
                 time.sleep(TICK_S)
-            memory["stamp"] = stamp(os.fstat(fd))
+            entry["stamp"] = stamp(os.fstat(fd))
         finally:
             os.close(fd)
 

@@ -40,11 +40,17 @@ class ConsoleTrigger:
 
 
 def arm(
-    machine: Machine, folder: str | None, at: list[tuple[str, str]], base: str | None = None
+    machine: Machine,
+    folder: str | None,
+    at: list[tuple[str, str]],
+    base: str | None = None,
+    *,
+    disks: bool = False,
 ) -> None:
     """Take snapshots of `machine`: to `folder` (``--snapshot``) when the guest or Ctrl-A s asks; to
     each folder of `at` when what is before it comes true (``--snapshot-at``). They are differential
-    when a `base` is given (``--diff``), but for the one that goes there itself."""
+    when a `base` is given (``--diff``), but for the one that goes there itself. With `disks` they
+    have copies of those that the guest may write to (``--snapshot-disks``)."""
 
     targets = [folder or FOLDER, *(target for _, target in at)]
     if base is not None and not machine.lineage and base not in targets:
@@ -57,7 +63,7 @@ def arm(
         if check:
             check_target(target)
         is_base = base is not None and os.path.realpath(base) == os.path.realpath(target)
-        return lambda: take(machine, target, None if is_base else base)
+        return lambda: take(machine, target, None if is_base else base, disks=disks)
 
     machine.on_snapshot_key = taking(folder) if folder else taking(FOLDER, check=False)
     if folder:
@@ -69,10 +75,10 @@ def arm(
         machine.console_triggers.append(trigger)
 
 
-def take(machine: Machine, folder: str, base: str | None = None) -> None:
+def take(machine: Machine, folder: str, base: str | None = None, *, disks: bool = False) -> None:
     """Save `machine`, and say so."""
     try:
-        machine.snapshot(folder, base=base)
+        machine.snapshot(folder, base=base, disks=disks)
     except PykvmError as error:
         print(f"pykvm: {error}", file=sys.stderr)
     else:

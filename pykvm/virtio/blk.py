@@ -103,6 +103,7 @@ class Blk(VirtioDevice):
         else:
             self.features |= BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES
         self._writeback = True
+        self.is_copied = False  # a snapshot that is being taken has what the guest wrote
         super().__init__(memory)
 
     def _open_overlay(self) -> Overlay | None:
@@ -183,11 +184,21 @@ class Blk(VirtioDevice):
         if overlay.is_kept:
             # So that the end of this machine does not write to it, and it stays what was saved.
             check(lib.pk_overlay_flush(overlay.handle, 1), "an overlay's file")
-        elif overlay.count():
+        elif overlay.count() and not self.is_copied:
             raise ConfigError(
                 f"snapshot: {self.name} has been written to, and overlay=on is dropped with the "
-                "machine; take it before the guest writes, or keep the overlay with overlay=PATH"
+                "machine; save copies of the disks, too (--snapshot-disks), take it before the "
+                "guest writes, or keep the overlay with overlay=PATH"
             )
+
+    def copy_to(self, fd: int) -> None:
+        """Write what the guest finds on the disk to an empty file, holes left out; while frozen."""
+        from pykvm.snapshot.pages import copy_file
+
+        with open(f"/proc/self/fd/{self._fd}", "rb") as base:  # O_DIRECT, if it has that, left out
+            copy_file(base.fileno(), fd, self.sectors * SECTOR)
+        if self.overlay is not None:
+            check(lib.pk_overlay_copy(self.overlay.handle, fd), "a copy of a disk")
 
     def restore(self, state: bytes) -> None:
         writeback, sectors = STATE.unpack_from(state)

@@ -76,6 +76,12 @@ static void check_all(void)
     memset(bytes, 0xee, SIZE);
     CHECK_EQ(pk_overlay_read(overlay, &iov, 1, 0), 0);
     CHECK(memcmp(bytes, model, SIZE) == 0);
+    int copy = new_file();
+    CHECK_EQ(write(copy, base, SIZE), SIZE);
+    CHECK_EQ(pk_overlay_copy(overlay, copy), 0);
+    CHECK_EQ(pread(copy, bytes, SIZE, 0), SIZE);
+    CHECK(memcmp(bytes, model, SIZE) == 0);
+    close(copy);
 }
 
 static void what_is_not_written_is_the_base(void)
@@ -199,6 +205,7 @@ static void anything_in_any_order_is_as_the_model_has_it(void)
             check_all();
         }
     }
+    check_all();
     teardown();
 }
 
