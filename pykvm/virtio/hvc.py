@@ -8,6 +8,10 @@ port::
 
     transmitq ── csrc/virtio_console.c ── pipe ── take()   Watcher, main thread
     receiveq  ──                       ── pipe ── give()
+
+No message says when the driver is ready for input, and Linux's throws away what it gets before its
+probe is over. But that ends with a look at the terminal's size, when it is told of a change: until
+then, or until something is written, input waits in its pipe.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 
 TAKEN_MAX: Final = 1 << 16  # bytes at once
 INPUT_AHEAD: Final = 4096  # bytes, which no snapshot has; a pipe holds no fewer
-STATE: Final = struct.Struct("<HH")  # columns, rows
+STATE: Final = struct.Struct("<HH?")  # columns, rows, whether the driver takes input
 
 
 class Hvc(ConsoleDevice):
@@ -52,25 +56,41 @@ class Hvc(ConsoleDevice):
         finally:
             os.close(from_guest)
             os.close(to_guest)
-        lib.pk_console_open(self._handle, 0, True)
+        self._takes_input = False
         super().__init__(memory)
 
     def read_config(self) -> bytes:
+        if self._running:
+            self._let_input_in()
         return CONFIG.pack(*self.window, 0, 0)
 
     def start(self) -> None:
         super().start()
-        if self.window != (0, 0):  # Linux's driver looks at it only when it has changed
+        if self.has_feature(ConsoleFeature.SIZE):
             self.interrupt.notify(CONFIG_CAUSE)
+        else:
+            self._let_input_in()
+
+    def _let_input_in(self, value: bool = True) -> None:
+        if value != self._takes_input:
+            self._takes_input = value
+            lib.pk_console_open(self._handle, 0, value)
+            self.kick(0)
+
+    def reset(self) -> None:
+        super().reset()
+        self._let_input_in(False)
 
     # ── for the watcher, on the main thread ──────────────────────────────────────────────────
 
     def take(self) -> bytes:
         """What the guest has sent, or some of it; empty when that is all."""
         try:
-            return os.read(self.output_fd, TAKEN_MAX)
+            data = os.read(self.output_fd, TAKEN_MAX)
         except BlockingIOError:
             return b""
+        self._let_input_in()
+        return data
 
     def give(self, data: bytes) -> int:
         """Send `data` to the guest; returns how many bytes there was room for. They wait for a
@@ -93,12 +113,13 @@ class Hvc(ConsoleDevice):
     # ── snapshots ────────────────────────────────────────────────────────────────────────────
 
     def state(self) -> bytes:
-        return STATE.pack(*self.window) + super().state()
+        return STATE.pack(*self.window, self._takes_input) + super().state()
 
     def restore(self, state: bytes) -> None:
-        columns, rows = STATE.unpack_from(state)
+        columns, rows, takes_input = STATE.unpack_from(state)
         self.window = columns, rows  # what the driver was told; `resize` tells it what is new
         super().restore(state[STATE.size :])
+        self._let_input_in(takes_input)
 
     def close(self) -> None:
         super().close()

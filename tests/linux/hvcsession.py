@@ -96,9 +96,11 @@ def main(folder: str, kernel: str, transport: str) -> None:
     words += ["--add", "/bin/busybox", "--add", f"{folder}/script:/script"]
     words += ["--snapshot-at", "console:heard save", f"{folder}/saved"]
     user = User(100, 30, *words, "--", "busybox", "sh", "/script")
+    os.write(user.keyboard, b"early\r")  # long before there is a driver
     user.sees(b"reached init after")
     user.sees(b"terminal /dev/hvc0, consoles 1 end")  # the boot console has left
     user.sees(b"hvc0")
+    user.sees(b"heard early, ")
     user.finds_window(100, 30)
     user.resize(77, 33)
     user.finds_window(77, 33)

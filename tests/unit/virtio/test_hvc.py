@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from fakes import start
 
 from pykvm.memory import GuestMemory
+from pykvm.virtio.consoledevice import ConsoleFeature
 from pykvm.virtio.hvc import INPUT_AHEAD, Hvc
 from pykvm.virtio.interrupt import CONFIG_CAUSE, Interrupt
 
@@ -54,16 +55,40 @@ def test_what_the_guest_writes_can_be_taken(hvc: Hvc) -> None:
     assert hvc.take() == b""
 
 
-def test_what_was_typed_waits_for_a_driver(hvc: Hvc) -> None:
+def given_to(hvc: Hvc, sign: Callable[[], object]) -> bytes:
+    """What a driver has got once it has given `sign` that it is ready; nothing before."""
     given = os.eventfd(0)
     hvc.interrupt.set_fd(1 + RX, given)
-    assert hvc.give(b"typed") == 5
-    start(hvc, SIZE)
     offer(hvc, RX, 64, writable=True)
+    assert hvc.memory.read(0x1802, 2) == bytes(2)
+    sign()
     wait(given)
-    assert struct.unpack("<I", hvc.memory.read(0x1808, 4)) == (5,)
-    assert hvc.memory.read(BYTES, 5) == b"typed"
     os.close(given)
+    return hvc.memory.read(BYTES, struct.unpack("<I", hvc.memory.read(0x1808, 4))[0])
+
+
+def test_what_was_typed_waits_until_the_driver_looks_at_the_window(hvc: Hvc) -> None:
+    assert hvc.give(b"typed") == 5
+    hvc.read_config()  # no driver yet
+    start(hvc, SIZE, ConsoleFeature.SIZE)
+    assert given_to(hvc, hvc.read_config) == b"typed"
+
+
+def test_what_was_typed_waits_until_the_driver_has_something_to_say(hvc: Hvc) -> None:
+    assert hvc.give(b"typed") == 5
+    start(hvc, SIZE, ConsoleFeature.SIZE)
+
+    def say() -> None:
+        offer(hvc, TX, 1, writable=False)
+        wait(hvc.output_fd)
+        hvc.take()
+
+    assert given_to(hvc, say) == b"typed"
+
+
+def test_a_driver_that_knows_no_window_gets_its_input_at_once(hvc: Hvc) -> None:
+    start(hvc, SIZE)
+    assert given_to(hvc, lambda: hvc.give(b"typed")) == b"typed"
 
 
 def test_input_that_no_driver_takes_is_refused_before_it_grows(hvc: Hvc) -> None:
@@ -88,7 +113,7 @@ def test_the_window_is_in_the_configuration_and_a_change_interrupts_once(hvc: Hv
     told = os.eventfd(0, os.EFD_NONBLOCK)
     hvc.interrupt.set_fd(CONFIG_CAUSE, told)
     hvc.resize((80, 24))  # before there is a driver
-    start(hvc, SIZE)
+    start(hvc, SIZE, ConsoleFeature.SIZE)
     assert os.eventfd_read(told) == 1
     assert hvc.read_config()[:4] == struct.pack("<HH", 80, 24)
     generation = hvc.config_generation
@@ -104,7 +129,8 @@ def test_the_window_is_in_the_configuration_and_a_change_interrupts_once(hvc: Hv
 
 def test_a_restored_driver_is_told_a_window_that_is_new(hvc: Hvc) -> None:
     hvc.resize((80, 24))
-    start(hvc, SIZE)
+    start(hvc, SIZE, ConsoleFeature.SIZE)
+    hvc.read_config()
     state = hvc.state()
     other = Hvc(hvc.memory)
     told = os.eventfd(0, os.EFD_NONBLOCK)
@@ -115,5 +141,7 @@ def test_a_restored_driver_is_told_a_window_that_is_new(hvc: Hvc) -> None:
     assert other.window == (80, 24)
     other.resize((100, 30))
     assert os.eventfd_read(told) == 1
+    other.resize((80, 24))
+    assert other.state() == state  # it takes input, too
     other.close()
     os.close(told)
