@@ -2,10 +2,10 @@
 
     pykvm lab -- python bench/console.py KERNEL [--kib N] [--rounds N] [--json FILE]
 
-A program in the guest writes N KiB to its terminal in pieces of 4 KiB, to hvc0 sixteen times as much
-because its clock ticks in 10 ms; then the kernel writes 64 messages of 100 bytes to its console. A
-serial byte is an exit or more. QEMU is a q35 with the same kernel and initrd. Where /dev/kvm runs
-Linux, `pykvm lab --` can be left out.
+A program in the guest writes N KiB to its terminal, to hvc0 sixteen times as much because the clock
+it reads ticks in 10 ms; then the kernel writes 64 messages of 100 bytes to its console. A serial
+byte is an exit or more. QEMU is a q35 with the same kernel and initrd. Where /dev/kvm runs Linux,
+`pykvm lab --` can be left out.
 """
 
 from __future__ import annotations
