@@ -6,20 +6,19 @@
  *
  * Nothing is kept here that can grow: without a buffer of the driver's the file is not read, and a
  * chain that the file has no room for stays where it is, so that the guest's writer waits. A port
- * whose program has not opened it gets nothing.
+ * whose program has not opened it gets nothing. The files themselves are console_file.c's.
  */
+#include "console_file.h"
 #include "iothread.h"
 #include "ratelimit.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define BATCH    64u /* chains, before other ports have their turn */
@@ -30,20 +29,8 @@
 enum { CONTROL_RX = 2, CONTROL_TX = 3 };
 enum busy { IDLE, CHAIN, KEPT };
 
-struct port;
-
-/* One direction of a port's file. */
-struct end {
-    struct port *port;
-    int fd;         /* or -1 */
-    uint32_t armed; /* what epoll waits for, EPOLLONESHOT included; 0: nothing */
-    int can_poll;   /* regular files cannot: they are always ready */
-    int is_socket;
-    int can_block; /* another process's file description, that is not to be changed */
-};
-
 struct port {
-    struct end in, out, listener;
+    struct pk_console_file in, out, listener;
     uint32_t number;
     uint32_t guest_open; /* atomic: Python sets it */
     uint32_t host;       /* atomic: odd while somebody is connected; counts comings and goings */
@@ -79,48 +66,6 @@ static uint32_t rx_queue(const struct port *p)
 
 /* ── the host's files ───────────────────────────────────────────────────────────────────────── */
 
-static void arm(struct pk_console *c, struct end *e, uint32_t events)
-{
-    struct epoll_event event = {.events = events | EPOLLONESHOT, .data = {.ptr = e}};
-
-    if (e->fd < 0 || !e->can_poll || e->armed == event.events)
-        return;
-    if (epoll_ctl(c->epoll_fd, EPOLL_CTL_MOD, e->fd, &event) == 0)
-        e->armed = event.events;
-}
-
-static int take_file(struct pk_console *c, struct end *e, int fd)
-{
-    struct epoll_event event = {.events = EPOLLONESHOT, .data = {.ptr = e}};
-    struct stat status;
-
-    e->fd = fd;
-    e->armed = 0;
-    if (fd < 0)
-        return 0;
-    e->is_socket = fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
-    e->can_block = !(fcntl(fd, F_GETFL) & O_NONBLOCK);
-    e->can_poll = epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
-    return e->can_poll || errno == EPERM ? 0 : -errno;
-}
-
-/* A descriptor of our own for `fd`, which stays the caller's. */
-static int take_copy(struct pk_console *c, struct end *e, int fd)
-{
-    int copy = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
-    if (fd >= 0 && copy < 0)
-        return -errno;
-    return take_file(c, e, copy);
-}
-
-static void drop_file(struct end *e)
-{
-    if (e->fd >= 0)
-        close(e->fd); /* which takes it out of the epoll set */
-    e->fd = -1;
-    e->armed = 0;
-}
-
 static int is_connected(const struct port *p)
 {
     return (__atomic_load_n(&p->host, __ATOMIC_RELAXED) & 1) != 0;
@@ -136,14 +81,14 @@ static void update_host(struct pk_console *c, struct port *p)
     __atomic_fetch_add(&p->host, 1, __ATOMIC_RELEASE);
     self_kick(c->event_fd);
     if (!connected)
-        arm(c, &p->listener, EPOLLIN); /* for the next client */
+        pk_console_file_arm(&p->listener, EPOLLIN); /* for the next client */
 }
 
 static void receive(struct pk_console *c, struct port *p);
 
 static void lose_output(struct pk_console *c, struct port *p)
 {
-    drop_file(&p->out);
+    pk_console_file_drop(&p->out);
     update_host(c, p);
 }
 
@@ -153,17 +98,18 @@ static void accept_client(struct pk_console *c, struct port *p)
     int fd = accept4(p->listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     int copy = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1; /* epoll has an entry for each */
 
-    if (copy < 0 || take_file(c, &p->in, fd) < 0 || take_file(c, &p->out, copy) < 0) {
+    if (copy < 0 || pk_console_file_take(&p->in, fd) < 0 ||
+        pk_console_file_take(&p->out, copy) < 0) {
         if (copy < 0 && fd >= 0)
             close(fd);
-        drop_file(&p->in);
-        drop_file(&p->out);
+        pk_console_file_drop(&p->in);
+        pk_console_file_drop(&p->out);
         c->io.wake_ns = pk_now_ns() + RETRY_NS;
         return;
     }
     update_host(c, p);
-    arm(c, &p->out, 0); /* EPOLLHUP comes without asking */
-    receive(c, p);      /* the guest may have the port open already, and not kick again */
+    pk_console_file_arm(&p->out, 0); /* EPOLLHUP comes without asking */
+    receive(c, p); /* the guest may have the port open already, and not kick again */
 }
 
 /* ── to the guest ───────────────────────────────────────────────────────────────────────────── */
@@ -173,25 +119,6 @@ static void fail(struct pk_console *c, struct pk_virtq *q)
     if (!q->fault)
         __atomic_store_n(&q->fault, PK_VIRTQ_BAD_REQUEST, __ATOMIC_RELAXED);
     pk_iothread_report_fault(&c->io);
-}
-
-/* Whether a read would find something, the end included. A read must not wait: the descriptor may
- * be one that others read from, too. */
-static int is_readable(const struct end *e)
-{
-    struct pollfd pollfd = {.fd = e->fd, .events = POLLIN};
-    return poll(&pollfd, 1, 0) > 0;
-}
-
-/* Read into one chain. Returns bytes, 0 at the end, or -EAGAIN. */
-static ssize_t read_into(struct pk_console *c, struct port *p)
-{
-    if (!is_readable(&p->in))
-        return -EAGAIN;
-    ssize_t len = readv(p->in.fd, c->chain.iov, (int)c->chain.in_num);
-    if (len < 0 && (errno == EAGAIN || errno == EINTR))
-        return -EAGAIN;
-    return len < 0 ? 0 : len; /* a reset connection, a terminal that hung up: that is all */
 }
 
 static void receive(struct pk_console *c, struct port *p)
@@ -215,18 +142,18 @@ static void receive(struct pk_console *c, struct port *p)
             fail(c, q);
             return;
         }
-        ssize_t len = read_into(c, p);
+        ssize_t len = pk_console_file_read(&p->in, c->chain.iov, c->chain.in_num);
         if (len > 0) {
             pk_virtq_push(q, c->chain.head, (uint32_t)len);
             continue;
         }
         pk_virtq_unpop(q);
         if (len < 0) {
-            arm(c, &p->in, EPOLLIN);
+            pk_console_file_arm(&p->in, EPOLLIN);
             break;
         }
         pk_iothread_notify(&c->io, number);
-        drop_file(&p->in);
+        pk_console_file_drop(&p->in);
         update_host(c, p);
     }
     if (!q->fault)
@@ -235,50 +162,19 @@ static void receive(struct pk_console *c, struct port *p)
 
 /* ── from the guest ─────────────────────────────────────────────────────────────────────────── */
 
-static ssize_t write_some(struct port *p)
-{
-    if (p->out.is_socket) {
-        struct msghdr message = {.msg_iov = p->iov, .msg_iovlen = p->iov_num};
-        return sendmsg(p->out.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    }
-    if (!p->out.can_block || !p->out.can_poll)
-        return writev(p->out.fd, p->iov, (int)p->iov_num);
-    /* Another process's pipe: what poll() says is room for PIPE_BUF bytes, and not for more. */
-    struct pollfd pollfd = {.fd = p->out.fd, .events = POLLOUT};
-    if (poll(&pollfd, 1, 0) <= 0) {
-        errno = EAGAIN;
-        return -1;
-    }
-    size_t len = p->iov->iov_len < PIPE_BUF ? p->iov->iov_len : PIPE_BUF;
-    return write(p->out.fd, p->iov->iov_base, len);
-}
-
 /* Write what waits. Returns 0 when the file has no room. With no file, or one that fails, the bytes
  * are gone: nobody listens. */
 static int write_out(struct pk_console *c, struct port *p)
 {
-    while (p->iov_num > 0 && p->out.fd >= 0) {
-        ssize_t len = write_some(p);
-        if (len < 0 && errno == EINTR)
-            continue;
-        if (len < 0 && errno == EAGAIN) {
-            arm(c, &p->out, EPOLLOUT);
-            return 0;
-        }
-        if (len < 0) {
-            lose_output(c, p);
-            return 1;
-        }
-        while (p->iov_num > 0 && (size_t)len >= p->iov->iov_len) {
-            len -= (ssize_t)p->iov->iov_len;
-            p->iov++;
-            p->iov_num--;
-        }
-        if (p->iov_num > 0) {
-            p->iov->iov_base = (uint8_t *)p->iov->iov_base + len;
-            p->iov->iov_len -= (size_t)len;
-        }
+    if (p->out.fd < 0)
+        return 1;
+    int result = pk_console_file_write(&p->out, &p->iov, &p->iov_num);
+    if (result == -EAGAIN) {
+        pk_console_file_arm(&p->out, EPOLLOUT);
+        return 0;
     }
+    if (result < 0)
+        lose_output(c, p);
     return 1;
 }
 
@@ -364,9 +260,9 @@ static void begin(void *device)
 
     c->io.ready_fd = c->epoll_fd;
     for (uint32_t i = 0; i < c->num; i++) {
-        arm(c, &c->ports[i].out, 0);
+        pk_console_file_arm(&c->ports[i].out, 0);
         if (!is_connected(&c->ports[i]))
-            arm(c, &c->ports[i].listener, EPOLLIN);
+            pk_console_file_arm(&c->ports[i].listener, EPOLLIN);
     }
 }
 
@@ -384,16 +280,16 @@ static void serve(void *device, uint32_t queue)
     flush(c);
 }
 
-static void handle(struct pk_console *c, struct end *e, uint32_t events)
+static void handle(struct pk_console *c, struct pk_console_file *f, uint32_t events)
 {
-    struct port *p = e->port;
+    struct port *p = f->port;
 
-    e->armed = 0;
-    if (e->fd < 0)
+    f->armed = 0;
+    if (f->fd < 0)
         return;
-    if (e == &p->listener) {
+    if (f == &p->listener) {
         accept_client(c, p);
-    } else if (e == &p->in) {
+    } else if (f == &p->in) {
         receive(c, p);
     } else {
         if (events & (EPOLLHUP | EPOLLERR)) /* nobody will read it any more */
@@ -401,7 +297,7 @@ static void handle(struct pk_console *c, struct end *e, uint32_t events)
         if (p->busy != IDLE)
             transmit(c, p);
         if (p->busy == IDLE)
-            arm(c, &p->out, 0);
+            pk_console_file_arm(&p->out, 0);
     }
 }
 
@@ -415,7 +311,7 @@ static void ready(void *device)
         handle(c, events[i].data.ptr, events[i].events);
     for (uint32_t i = 0; num == 0 && i < c->num; i++) /* the time has come to accept again */
         if (!is_connected(&c->ports[i]))
-            arm(c, &c->ports[i].listener, EPOLLIN);
+            pk_console_file_arm(&c->ports[i].listener, EPOLLIN);
     flush(c);
 }
 
@@ -446,14 +342,14 @@ int pk_console_create(const struct pk_console_port *ports, uint32_t num, int eve
     for (uint32_t i = 0; i < num; i++) {
         struct port *p = &c->ports[i];
         p->number = i;
-        p->in.port = p->out.port = p->listener.port = p;
-        p->in.fd = p->out.fd = p->listener.fd = -1;
+        p->in = p->out = p->listener =
+            (struct pk_console_file){.port = p, .epoll_fd = c->epoll_fd, .fd = -1};
         if (result == 0)
-            result = take_copy(c, &p->in, ports[i].in_fd);
+            result = pk_console_file_copy(&p->in, ports[i].in_fd);
         if (result == 0)
-            result = take_copy(c, &p->out, ports[i].out_fd);
+            result = pk_console_file_copy(&p->out, ports[i].out_fd);
         if (result == 0)
-            result = take_copy(c, &p->listener, ports[i].listen_fd);
+            result = pk_console_file_copy(&p->listener, ports[i].listen_fd);
         p->host = p->in.fd >= 0 || p->out.fd >= 0;
     }
     if (result < 0)
@@ -466,9 +362,9 @@ int pk_console_create(const struct pk_console_port *ports, uint32_t num, int eve
 void pk_console_destroy(struct pk_console *c)
 {
     for (uint32_t i = 0; i < c->num; i++) {
-        drop_file(&c->ports[i].in);
-        drop_file(&c->ports[i].out);
-        drop_file(&c->ports[i].listener);
+        pk_console_file_drop(&c->ports[i].in);
+        pk_console_file_drop(&c->ports[i].out);
+        pk_console_file_drop(&c->ports[i].listener);
         if (c->ports[i].busy == KEPT)
             free(c->ports[i].kept);
     }
