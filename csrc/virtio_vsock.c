@@ -9,227 +9,24 @@
  * connection are kept in a short queue: while that is full, no packet is taken (§5.10.6.1 Virtqueue
  * Flow Control).
  *
- * The host's sockets are in vsock_host.c, the table of connections in vsock_table.c.
+ * What the guest's packets ask for is in vsock_packet.c, the host's sockets in vsock_host.c, the
+ * table of connections in vsock_table.c.
  */
+#include "iov.h"
 #include "vsock.h"
 
 #include <errno.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define HOST_CID 2u /* §5.10.4 Device configuration layout */
-#define HEADER   ((uint32_t)sizeof(struct virtio_vsock_hdr))
-#define BATCH    256u /* packets, before the other direction has its turn */
+#define BATCH 256u /* packets, before the other direction has its turn */
 
 enum { RX, TX, EVENT };
 
-/* Answer a packet that belongs to no connection. There is room: take_packets() saw to that. */
-static void refuse(struct pk_vsock *v, const struct virtio_vsock_hdr *packet)
-{
-    if (packet->op == VIRTIO_VSOCK_OP_RST)
-        return;
-    v->strays[v->stray_num++] = (struct virtio_vsock_hdr){
-        .src_cid = packet->dst_cid,
-        .dst_cid = packet->src_cid,
-        .src_port = packet->dst_port,
-        .dst_port = packet->src_port,
-        .type = packet->type,
-        .op = VIRTIO_VSOCK_OP_RST,
-    };
-}
-
 /* ── packets of the guest's ─────────────────────────────────────────────────────────────────── */
-
-/* Copy up to `len` bytes from the front of the chain's buffers, and drop them there. */
-static void take_front(struct iovec **iov, uint32_t *num, void *to, size_t len)
-{
-    uint8_t *at = to;
-    while (len > 0 && *num > 0) {
-        size_t piece = (*iov)->iov_len < len ? (*iov)->iov_len : len;
-        memcpy(at, (*iov)->iov_base, piece);
-        (*iov)->iov_base = (uint8_t *)(*iov)->iov_base + piece;
-        (*iov)->iov_len -= piece;
-        at += piece;
-        len -= piece;
-        if ((*iov)->iov_len == 0) {
-            (*iov)++;
-            (*num)--;
-        }
-    }
-}
-
-/* Let `iov` end after `len` bytes; returns how many of its buffers that are. */
-static uint32_t limit(struct iovec *iov, uint32_t num, size_t len)
-{
-    uint32_t i = 0;
-    for (; i < num && len > 0; i++) {
-        if (iov[i].iov_len > len)
-            iov[i].iov_len = len;
-        len -= iov[i].iov_len;
-    }
-    return i;
-}
-
-/* Bytes that the guest has room for. A guest that says nonsense has none. */
-static uint32_t credit(const struct pk_vsock_connection *c)
-{
-    uint32_t waiting = c->sent - c->peer_fwd;
-    return waiting < c->peer_alloc ? c->peer_alloc - waiting : 0;
-}
-
-/* What the header says of the guest's buffer (§5.10.6.3). */
-static void note_credit(struct pk_vsock *v, struct pk_vsock_connection *c,
-                        const struct virtio_vsock_hdr *packet)
-{
-    c->peer_alloc = packet->buf_alloc;
-    c->peer_fwd = packet->fwd_cnt;
-    if (c->blocked && credit(c) > 0) {
-        c->blocked = 0;
-        pk_vsock_owe(v, c, DUE_DATA);
-    }
-}
-
-static void accept_response(struct pk_vsock *v, struct pk_vsock_connection *c)
-{
-    char text[24];
-    int len = snprintf(text, sizeof(text), "OK %u\n", c->host_port);
-
-    if (c->state != PK_VSOCK_REQUESTED ||
-        send(c->fd, text, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT) != len) {
-        pk_vsock_reset(v, c);
-        return;
-    }
-    c->state = PK_VSOCK_OPEN;
-    pk_vsock_arm(v, c);
-}
-
-/* Data for the host: to its socket, as far as there is room, and the rest into the buffer. */
-static void forward(struct pk_vsock *v, struct pk_vsock_connection *c, struct iovec *iov,
-                    uint32_t num, uint32_t len)
-{
-    ssize_t sent = 0;
-
-    /* More than there was credit for, or after it said that no more would come. */
-    if (c->state != PK_VSOCK_OPEN || (c->peer_shut & SHUT_SEND) ||
-        len > PK_VSOCK_BUFFER - c->buffered) {
-        pk_vsock_reset(v, c);
-        return;
-    }
-    num = limit(iov, num, len);
-    if (c->buffered == 0 && !(c->host_shut & SHUT_RCV)) {
-        struct msghdr message = {.msg_iov = iov, .msg_iovlen = num};
-        sent = sendmsg(c->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (sent < 0 && errno != EAGAIN && errno != EINTR)
-            pk_vsock_lose_host(v, c);
-        if (sent < 0)
-            sent = 0;
-    }
-    if (c->host_shut & SHUT_RCV)
-        sent = (ssize_t)len;
-    pk_vsock_forwarded(v, c, (uint32_t)sent);
-    if ((uint32_t)sent == len)
-        return;
-    while (num > 0 && (size_t)sent >= iov->iov_len) {
-        sent -= (ssize_t)iov->iov_len;
-        iov++;
-        num--;
-    }
-    iov->iov_base = (uint8_t *)iov->iov_base + sent;
-    iov->iov_len -= (size_t)sent;
-    if (pk_vsock_keep(c, iov, num) < 0)
-        pk_vsock_reset(v, c);
-    else
-        pk_vsock_arm(v, c);
-}
-
-static void shut_down(struct pk_vsock *v, struct pk_vsock_connection *c, uint32_t flags)
-{
-    if (c->state != PK_VSOCK_OPEN) {
-        pk_vsock_reset(v, c);
-        return;
-    }
-    c->peer_shut |= flags & SHUT_BOTH; /* §5.10.6.5: permanent once sent */
-    if (c->peer_shut & SHUT_RCV) {
-        c->due &= ~(uint32_t)DUE_DATA;
-        c->blocked = 0;
-        shutdown(c->fd, SHUT_RD);
-    }
-    pk_vsock_settle(v, c);
-}
-
-/* The guest forgets the connection. What it had sent before a clean end still reaches the host. */
-static void forget(struct pk_vsock *v, struct pk_vsock_connection *c)
-{
-    if (c->state != PK_VSOCK_OPEN || c->buffered == 0 || !(c->peer_shut & SHUT_SEND)) {
-        pk_vsock_end(v, c);
-        return;
-    }
-    pk_vsock_unhash(&v->table, c);
-    pk_vsock_delist(&v->table, c);
-    c->due = 0;
-    c->state = PK_VSOCK_LINGERING;
-}
-
-static void dispatch(struct pk_vsock *v, struct pk_vsock_connection *c,
-                     const struct virtio_vsock_hdr *packet, struct iovec *iov, uint32_t num)
-{
-    note_credit(v, c, packet);
-    switch (packet->op) {
-    case VIRTIO_VSOCK_OP_RESPONSE:
-        accept_response(v, c);
-        break;
-    case VIRTIO_VSOCK_OP_RST:
-        forget(v, c);
-        break;
-    case VIRTIO_VSOCK_OP_SHUTDOWN:
-        shut_down(v, c, packet->flags);
-        break;
-    case VIRTIO_VSOCK_OP_RW:
-        forward(v, c, iov, num, packet->len);
-        break;
-    case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
-        break;
-    case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
-        pk_vsock_owe(v, c, DUE_CREDIT_UPDATE);
-        break;
-    default: /* a second REQUEST, or nothing that we know */
-        pk_vsock_reset(v, c);
-        break;
-    }
-}
-
-static int take_packet(struct pk_vsock *v, struct pk_chain *chain)
-{
-    struct virtio_vsock_hdr packet;
-    struct iovec *iov = chain->iov;
-    uint32_t num = chain->out_num;
-
-    if (chain->out_len < HEADER)
-        return -EINVAL;
-    take_front(&iov, &num, &packet, HEADER);
-    if (packet.len > chain->out_len - HEADER)
-        return -EINVAL;
-    if (packet.src_cid != v->config.cid)
-        return 0; /* nobody to answer */
-    if (packet.dst_cid != HOST_CID || packet.type != VIRTIO_VSOCK_TYPE_STREAM) {
-        refuse(v, &packet); /* §5.10.6.4 Receive and Transmit: an unknown type is answered so */
-        return 0;
-    }
-    struct pk_vsock_connection *c = pk_vsock_find(&v->table, packet.dst_port, packet.src_port);
-    if (c != NULL && c->state == PK_VSOCK_RESET) {
-        if (packet.op == VIRTIO_VSOCK_OP_RST)
-            pk_vsock_end(v, c); /* it knows */
-    } else if (c != NULL) {
-        dispatch(v, c, &packet, iov, num);
-    } else if (packet.op != VIRTIO_VSOCK_OP_REQUEST || pk_vsock_connect(v, &packet) < 0) {
-        refuse(v, &packet);
-    }
-    return 0;
-}
 
 static int fail(struct pk_vsock *v, struct pk_virtq *q)
 {
@@ -256,7 +53,7 @@ static int take_packets(struct pk_vsock *v)
         }
         int result = pk_virtq_pop(q, &v->chain);
         if (result > 0)
-            result = take_packet(v, &v->chain) < 0 ? -EINVAL : 1;
+            result = pk_vsock_take_packet(v, &v->chain) < 0 ? -EINVAL : 1;
         if (result > 0)
             pk_virtq_push(q, v->chain.head, 0);
         else if (result == 0)
@@ -281,7 +78,7 @@ static int take_buffer(struct pk_vsock *v)
     while ((result = pk_virtq_pop(q, &v->chain)) == 0)
         if (!pk_virtq_ask_kicks(q) || pk_iothread_stopping(&v->io))
             return 0;
-    if (result < 0 || v->chain.out_num > 0 || v->chain.in_len <= HEADER)
+    if (result < 0 || v->chain.out_num > 0 || v->chain.in_len <= PK_VSOCK_HEADER)
         return fail(v, q);
     pk_virtq_refuse_kicks(q);
     return 1;
@@ -290,7 +87,7 @@ static int take_buffer(struct pk_vsock *v)
 static void put_packet(struct pk_vsock *v, const struct virtio_vsock_hdr *packet)
 {
     const uint8_t *from = (const uint8_t *)packet;
-    size_t left = HEADER;
+    size_t left = PK_VSOCK_HEADER;
 
     for (uint32_t i = 0; left > 0; i++) {
         size_t piece = v->chain.iov[i].iov_len < left ? v->chain.iov[i].iov_len : left;
@@ -298,7 +95,7 @@ static void put_packet(struct pk_vsock *v, const struct virtio_vsock_hdr *packet
         from += piece;
         left -= piece;
     }
-    pk_virtq_push(&v->io.queues[RX].virtq, v->chain.head, HEADER + packet->len);
+    pk_virtq_push(&v->io.queues[RX].virtq, v->chain.head, PK_VSOCK_HEADER + packet->len);
 }
 
 /* Read from the host's socket into the guest's buffer, behind the header. Returns the bytes read;
@@ -306,8 +103,8 @@ static void put_packet(struct pk_vsock *v, const struct virtio_vsock_hdr *packet
 static uint32_t read_host(struct pk_vsock *v, struct pk_vsock_connection *c)
 {
     struct iovec copy[PK_VIRTQ_SIZE_MAX], *iov = copy;
-    uint32_t num = v->chain.in_num, room = credit(c);
-    uint8_t header[HEADER];
+    uint32_t num = v->chain.in_num, room = pk_vsock_credit(c);
+    uint8_t header[PK_VSOCK_HEADER];
 
     c->due &= ~(uint32_t)DUE_DATA;
     if (room == 0) {
@@ -315,11 +112,11 @@ static uint32_t read_host(struct pk_vsock *v, struct pk_vsock_connection *c)
         pk_vsock_owe(v, c, DUE_CREDIT_REQUEST);
         return 0;
     }
-    if (v->chain.in_len - HEADER < room)
-        room = (uint32_t)v->chain.in_len - HEADER;
+    if (v->chain.in_len - PK_VSOCK_HEADER < room)
+        room = (uint32_t)v->chain.in_len - PK_VSOCK_HEADER;
     memcpy(copy, v->chain.iov, num * sizeof(*copy));
-    take_front(&iov, &num, header, HEADER);
-    ssize_t len = readv(c->fd, iov, (int)limit(iov, num, room));
+    pk_iov_take(&iov, &num, header, PK_VSOCK_HEADER);
+    ssize_t len = readv(c->fd, iov, (int)pk_iov_limit(iov, num, room));
     if (len < 0 && (errno == EAGAIN || errno == EINTR)) {
         pk_vsock_arm(v, c);
         return 0;
@@ -371,7 +168,7 @@ static void give_packet(struct pk_vsock *v, struct pk_vsock_connection *c)
     }
     if (op != 0) {
         struct virtio_vsock_hdr packet = {
-            .src_cid = HOST_CID,
+            .src_cid = PK_VSOCK_HOST_CID,
             .dst_cid = v->config.cid,
             .src_port = c->host_port,
             .dst_port = c->guest_port,

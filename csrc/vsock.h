@@ -1,4 +1,5 @@
-/* What the files of the socket device share: virtio_vsock.c, vsock_host.c, vsock_table.c. */
+/* What the files of the socket device share: virtio_vsock.c, vsock_packet.c, vsock_host.c,
+ * vsock_table.c. */
 #ifndef PK_VSOCK_H
 #define PK_VSOCK_H
 
@@ -6,6 +7,8 @@
 
 #include <linux/virtio_vsock.h>
 
+#define PK_VSOCK_HOST_CID    2u /* §5.10.4 Device configuration layout */
+#define PK_VSOCK_HEADER      ((uint32_t)sizeof(struct virtio_vsock_hdr))
 #define PK_VSOCK_CONNECTIONS 4096u
 #define PK_VSOCK_BUFFER      (128u << 10) /* bytes of one connection that the host has no room for */
 #define PK_VSOCK_GREETING    32u          /* bytes of the longest "CONNECT port\n" */
@@ -74,6 +77,19 @@ struct pk_vsock {
     uint32_t stray_num;
     int stalled; /* packets were left, for lack of room for answers */
 };
+
+/* Bytes that the guest has room for. A guest that says nonsense has none. */
+static inline uint32_t pk_vsock_credit(const struct pk_vsock_connection *c)
+{
+    uint32_t waiting = c->sent - c->peer_fwd;
+    return waiting < c->peer_alloc ? c->peer_alloc - waiting : 0;
+}
+
+/* ── vsock_packet.c ─────────────────────────────────────────────────────────────────────────── */
+
+/* Take a packet that the guest has sent. There is room for an answer among the strays. Returns 0,
+ * or -EINVAL for one that is none. */
+int pk_vsock_take_packet(struct pk_vsock *v, struct pk_chain *chain);
 
 /* ── vsock_host.c ───────────────────────────────────────────────────────────────────────────── */
 
