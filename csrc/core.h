@@ -23,6 +23,9 @@ int pk_bus_add(struct pk_bus *bus, int space, uint64_t base, uint64_t len, pk_ac
 
 /* Make zeroes of a piece of a file, and of its blocks a hole, if it can be, when `unmap`. */
 int pk_file_clear(int fd, off_t at, off_t len, int unmap);
+/* Read, or write with pwritev2()'s `flags`, until `iov` is used up, which is changed on the way.
+ * Returns 0 or -errno; -EIO where the file ends. */
+int pk_file_transfer(int fd, int is_write, struct iovec *iov, uint32_t num, off_t at, int flags);
 
 /* Sent to a thread, it makes KVM_RUN return there; its handler does nothing. */
 int pk_kick_signal(void);

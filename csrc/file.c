@@ -1,5 +1,6 @@
-/* What Python's os module lacks of the calls on files. */
+/* What Python's os module and the C library lack of the calls on files. */
 #include "core.h"
+#include "iov.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -28,6 +29,24 @@ int pk_file_clear(int fd, off_t at, off_t len, int unmap)
         if (result > 0) {
             at += result;
             len -= result;
+        }
+    }
+    return 0;
+}
+
+int pk_file_transfer(int fd, int is_write, struct iovec *iov, uint32_t num, off_t at, int flags)
+{
+    pk_iov_advance(&iov, &num, 0);
+    while (num > 0) {
+        ssize_t result = is_write ? pwritev2(fd, iov, (int)num, at, flags)
+                                  : preadv2(fd, iov, (int)num, at, flags);
+        if (result < 0 && errno != EINTR)
+            return -errno;
+        if (result == 0)
+            return -EIO; /* the file has become shorter */
+        if (result > 0) {
+            pk_iov_advance(&iov, &num, (uint64_t)result);
+            at += result;
         }
     }
     return 0;

@@ -68,15 +68,18 @@ struct cursor {
     uint64_t used; /* of the first buffer */
 };
 
-/* The next buffers, `len` bytes at most. Returns how many. */
-static int next_pieces(const struct cursor *c, uint64_t len, struct iovec *pieces)
+/* The next buffers, `len` bytes at most: how many they are, and their bytes in `moved`. */
+static uint32_t next_pieces(const struct cursor *c, uint64_t len, struct iovec *pieces,
+                            uint64_t *moved)
 {
     uint64_t used = c->used;
-    int count = 0;
-    for (uint32_t i = 0; i < c->num && count < (int)PIECES && len > 0; i++) {
-        uint64_t piece = min64(c->iov[i].iov_len - used, len);
+    uint32_t count = 0;
+
+    *moved = 0;
+    for (uint32_t i = 0; i < c->num && count < PIECES && *moved < len; i++) {
+        uint64_t piece = min64(c->iov[i].iov_len - used, len - *moved);
         pieces[count++] = (struct iovec){(uint8_t *)c->iov[i].iov_base + used, piece};
-        len -= piece;
+        *moved += piece;
         used = 0;
     }
     return count;
@@ -92,31 +95,29 @@ static void advance(struct cursor *c, uint64_t len)
     }
 }
 
-typedef ssize_t (*mover)(int fd, const struct iovec *iov, int num, off_t at);
+enum { READ, WRITE };
 
-static int move(mover call, int fd, struct cursor *c, uint64_t at, uint64_t len)
+static int move(int is_write, int fd, struct cursor *c, uint64_t at, uint64_t len)
 {
     while (len > 0) {
         struct iovec pieces[PIECES];
-        ssize_t result = call(fd, pieces, next_pieces(c, len, pieces), (off_t)at);
-        if (result < 0 && errno != EINTR)
-            return -errno;
-        if (result == 0)
-            return -EIO; /* the file has become shorter */
-        if (result > 0) {
-            advance(c, (uint64_t)result);
-            at += (uint64_t)result;
-            len -= (uint64_t)result;
-        }
+        uint64_t moved;
+        uint32_t num = next_pieces(c, len, pieces, &moved);
+        int result = pk_file_transfer(fd, is_write, pieces, num, (off_t)at, 0);
+        if (result < 0)
+            return result;
+        advance(c, moved);
+        at += moved;
+        len -= moved;
     }
     return 0;
 }
 
-static int move_buffer(mover call, int fd, uint8_t *buffer, uint64_t at, uint64_t len)
+static int move_buffer(int is_write, int fd, uint8_t *buffer, uint64_t at, uint64_t len)
 {
     struct iovec whole = {buffer, len};
     struct cursor c = {&whole, 1, 0};
-    return move(call, fd, &c, at, len);
+    return move(is_write, fd, &c, at, len);
 }
 
 /* ── copy on write ──────────────────────────────────────────────────────────────────────────── */
@@ -126,9 +127,9 @@ static int copy_up(struct pk_overlay *o, uint64_t cluster)
     uint64_t at = cluster * CLUSTER, len = min64(CLUSTER, o->config.size - at);
     if (is_there(o, cluster))
         return 0;
-    int result = move_buffer(preadv, o->config.base_fd, o->buffer, at, len);
+    int result = move_buffer(READ, o->config.base_fd, o->buffer, at, len);
     if (result == 0)
-        result = move_buffer(pwritev, o->config.fd, o->buffer, o->config.data_at + at, len);
+        result = move_buffer(WRITE, o->config.fd, o->buffer, o->config.data_at + at, len);
     if (result == 0)
         mark(o, cluster, cluster + 1);
     return result;
@@ -173,9 +174,9 @@ int pk_overlay_read(struct pk_overlay *o, const struct iovec *iov, uint32_t num,
     for (uint64_t len; at < end && result == 0; at += len) {
         len = run_at(o, at, end);
         if (is_there(o, at / CLUSTER))
-            result = move(preadv, o->config.fd, &c, o->config.data_at + at, len);
+            result = move(READ, o->config.fd, &c, o->config.data_at + at, len);
         else
-            result = move(preadv, o->config.base_fd, &c, at, len);
+            result = move(READ, o->config.base_fd, &c, at, len);
     }
     return result;
 }
@@ -188,7 +189,7 @@ int pk_overlay_write(struct pk_overlay *o, const struct iovec *iov, uint32_t num
     advance(&c, 0);
     int result = copy_up_edges(o, at, at + len);
     if (result == 0)
-        result = move(pwritev, o->config.fd, &c, o->config.data_at + at, len);
+        result = move(WRITE, o->config.fd, &c, o->config.data_at + at, len);
     if (result == 0)
         mark(o, at / CLUSTER, (at + len + CLUSTER - 1) / CLUSTER);
     return result;
@@ -216,7 +217,7 @@ int pk_overlay_create(const struct pk_overlay_config *config, struct pk_overlay 
     o->bitmap = calloc(1, o->bitmap_len + 1);
     int result = o->bitmap == NULL ? -ENOMEM : 0;
     if (result == 0 && config->bitmap_at != 0)
-        result = move_buffer(preadv, config->fd, o->bitmap, config->bitmap_at, o->bitmap_len);
+        result = move_buffer(READ, config->fd, o->bitmap, config->bitmap_at, o->bitmap_len);
     if (result < 0) {
         pk_overlay_destroy(o);
         return result;
@@ -254,7 +255,7 @@ static int flush_bitmap(struct pk_overlay *o, int durable)
         return -errno;
     if (o->dirty_from >= o->dirty_to)
         return 0;
-    int result = move_buffer(pwritev, o->config.fd, o->bitmap + o->dirty_from,
+    int result = move_buffer(WRITE, o->config.fd, o->bitmap + o->dirty_from,
                              o->config.bitmap_at + o->dirty_from, o->dirty_to - o->dirty_from);
     if (result == 0 && durable && fdatasync(o->config.fd) < 0)
         result = -errno;

@@ -11,6 +11,7 @@
  * what is rare (discard, write zeroes, the rest of a short transfer) waits in the thread.
  */
 #include "iothread.h"
+#include "iov.h"
 #include "overlay.h"
 #include "ratelimit.h"
 #include "uring.h"
@@ -135,39 +136,14 @@ static int sync_data(struct pk_blk *b)
     return fdatasync(b->config.fd) < 0 ? -errno : 0;
 }
 
-/* Drop `len` bytes from the front of the request's data. */
-static void advance(struct request *r, uint64_t len)
-{
-    while (r->iov_num > 0 && len >= r->iov->iov_len) {
-        len -= r->iov->iov_len;
-        r->iov++;
-        r->iov_num--;
-    }
-    if (r->iov_num > 0) {
-        r->iov->iov_base = (uint8_t *)r->iov->iov_base + len;
-        r->iov->iov_len -= len;
-    }
-}
-
 /* Transfer all of the data from byte `done` on, here and now. */
 static int64_t transfer_rest(struct pk_blk *b, struct request *r, uint64_t done)
 {
-    advance(r, done);
-    while (done < r->len) {
-        off_t at = (off_t)(r->at + done);
-        ssize_t result = r->type == VIRTIO_BLK_T_IN
-                             ? preadv(r->fd, r->iov, (int)r->iov_num, at)
-                             : pwritev2(r->fd, r->iov, (int)r->iov_num, at, write_flags(b));
-        if (result < 0 && errno != EINTR)
-            return -errno;
-        if (result == 0)
-            return -EIO; /* the file has become shorter */
-        if (result > 0) {
-            advance(r, (uint64_t)result);
-            done += (uint64_t)result;
-        }
-    }
-    return 0;
+    int is_write = r->type == VIRTIO_BLK_T_OUT;
+
+    pk_iov_advance(&r->iov, &r->iov_num, done);
+    return pk_file_transfer(r->fd, is_write, r->iov, r->iov_num, (off_t)(r->at + done),
+                            is_write ? write_flags(b) : 0);
 }
 
 /* Whether a write is but a copy into the page cache: whole pages, and nobody waits for the disk.
@@ -402,19 +378,12 @@ static int unpack(struct request *r)
 {
     struct pk_chain *chain = &r->chain;
     struct header header;
-    uint8_t *to = (uint8_t *)&header;
 
     if (chain->out_len < sizeof(header) || chain->in_len < 1)
         return -EINVAL;
     r->iov = chain->iov;
     r->iov_num = chain->out_num;
-    for (size_t left = sizeof(header); left > 0;) {
-        size_t len = r->iov->iov_len < left ? r->iov->iov_len : left;
-        memcpy(to, r->iov->iov_base, len);
-        to += len;
-        left -= len;
-        advance(r, len);
-    }
+    pk_iov_take(&r->iov, &r->iov_num, &header, sizeof(header));
     r->type = header.type;
     r->sector = header.sector;
     r->len = chain->out_len - sizeof(header);
