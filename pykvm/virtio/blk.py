@@ -50,7 +50,7 @@ assert CONFIG.size == 60
 STATE: Final = struct.Struct("<?Q")  # whether there is a write cache, sectors
 WRITEBACK: Final = 32  # offset of the one byte the driver may write
 
-MAX_SEGMENTS: Final = 16  # of one discard or write zeroes: as csrc/virtio_blk.c takes
+MAX_SEGMENTS: Final = 16  # of one discard or write zeroes: as csrc/blk_request.c takes
 MAX_CLEARED: Final = 1 << 22  # sectors of one segment: 2 GiB
 
 OVERLAY_MAGIC: Final = b"PKVMOVL\n"  # of `overlay`'s files
