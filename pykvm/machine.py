@@ -212,6 +212,7 @@ class Machine:
         return self._add_virtio()
 
     def _check_cpus(self) -> None:
+        # Every KVM gives one: it need not be asked.
         if self.config.cpus > 1 and self.config.cpus > (most := self.kvm.max_vcpus):
             raise ConfigError(
                 f"--cpus: {self.config.cpus} is more than the {most} vCPUs that this host's KVM "
