@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import threading
 
 from pykvm.kvm import unpack_cpuid
 from pykvm.lean import TYPE_CHECKING
@@ -66,6 +67,7 @@ class Template:
         self.lineage: Lineage = {}  # the snapshots on disk that it goes on from
         self.vcpu_format: VcpuFormat | None = None  # of this host; None: not known yet
         self._users = 1
+        self._lock = threading.Lock()  # _users: copies may be closed on any thread
 
     def machine(self, **changes: Any) -> Machine:
         """A new machine that goes on from here, with `changes` to its configuration: see
@@ -106,11 +108,10 @@ class Template:
         machine.lineage = dict(self.lineage)
         machine.template = self.share()
         machine.vcpu_format = self.vcpu_format
-        calls = (
-            self.settings(machine)
-            if self.clock == "stay"
-            else (capture.settings(machine, self.parts, self.clock))
-        )
+        if self.clock == "stay":
+            calls = self.settings(machine)
+        else:
+            calls = capture.settings(machine, self.parts, self.clock)
         devices = capture.devices_of(machine)
         for _, device in devices:
             device.freeze()
@@ -131,7 +132,8 @@ class Template:
 
     def share(self) -> Template:
         """This one, for another who will close it: the last one to do so does."""
-        self._users += 1
+        with self._lock:
+            self._users += 1
         return self
 
     def copy(self) -> Template:
@@ -151,9 +153,10 @@ class Template:
 
     def close(self) -> None:
         """Close the descriptors, once nobody shares it any more."""
-        self._users -= 1
-        if self._users > 0:
-            return
+        with self._lock:
+            self._users -= 1
+            if self._users > 0:
+                return
         for fd in (self.fd, *(layer.fd for layer in self.layers)):
             if fd >= 0:
                 os.close(fd)
