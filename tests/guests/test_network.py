@@ -243,6 +243,33 @@ def test_what_the_host_has_not_is_refused_and_nothing_is_left() -> None:
     assert sorted(links) == ["br0", "lo", "t9"]
 
 
+def free_port() -> int:
+    """A UDP port of the host's that nobody has, for now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        end.bind(("127.0.0.1", 0))
+        return int(end.getsockname()[1])
+
+
+def test_datagrams_go_through_passt_and_back() -> None:
+    sizes = (1, 1000, 9000, 60000)
+    port = free_port()
+    command = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("network")]
+    command += ["--net", f"user,hostfwd=udp:127.0.0.1:{port}-:7", "--timeout", str(TIMEOUT_S)]
+    command += ["--append", f"ip=10.0.2.15 count={len(sizes)}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as machine:
+        assert machine.stdout is not None
+        next(line for line in machine.stdout if "answers as" in line)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+            end.settimeout(TIMEOUT_S)
+            end.connect(("127.0.0.1", port))
+            for size in sizes:
+                datagram = os.urandom(size)
+                end.send(datagram)
+                assert end.recv(1 << 16) == datagram
+        assert machine.stdout.readlines()[-1] == f"{len(sizes)} answered\n"
+    assert machine.returncode == 0
+
+
 def test_a_machine_outlives_passt() -> None:
     command = [sys.executable, "-m", "pykvm", "boot", guest_programs.path("network")]
     command += ["--net", "user", "--timeout", str(TIMEOUT_S)]
