@@ -40,6 +40,7 @@ class GuestMachine:
         self.boot_seconds = 0.0  # that `boot` took
         self.is_as_forked = False  # or was, before it ran: `reset` makes a new fork of it
         self.asked = 0  # how often
+        self._forked_at = -1  # when it had been asked so often
         self._machine = machine
         self._past = past
         self._clock_is_late = False  # the guest's time is that of the machine it was forked from
@@ -114,10 +115,16 @@ class GuestMachine:
         self.rest()
         self.is_as_forked = False  # `reset` leads here now
         config = self._machine.config
-        return GuestMachine._copy(
-            lambda link: self._machine.fork(**{"ports": with_port(config, link).ports, **changes}),
-            self.console,
-        )
+
+        def fork(link: Link) -> Machine:
+            options = {"ports": with_port(config, link).ports, **changes}
+            template = self._machine.template
+            if template is not None and self._forked_at == self.asked:  # it has not run since
+                return template.machine(**options)
+            self._forked_at = self.asked
+            return self._machine.fork(**options)
+
+        return GuestMachine._copy(fork, self.console)
 
     def reset(self) -> None:
         """Go back, in place, to where it was forked or restored, or last was forked itself: as
@@ -125,6 +132,7 @@ class GuestMachine:
         self.rest()
         self._machine.generation_id.value = os.urandom(GENERATION_ID_SIZE)
         self._machine.reset()
+        self._forked_at = -1
         self._clock_is_late = True
 
     # ── what it is asked for ─────────────────────────────────────────────────────────────────
@@ -227,6 +235,7 @@ class GuestMachine:
     def machine(self) -> Machine:
         """For all else. Whoever has it may change what `reset` does not take back."""
         self.is_as_forked = False
+        self._forked_at = -1
         return self._machine
 
     # ── how it runs ──────────────────────────────────────────────────────────────────────────
