@@ -10,23 +10,17 @@ Protocol". All-stop mode only; a thread is a vCPU, thread 1 is vCPU 0. ::
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
+from pykvm.debug import rspfields as fields
 from pykvm.debug.breakpoints import BreakpointError, Kind
+from pykvm.debug.debuggee import EFAULT, EINVAL, ESRCH, Target, TargetError
 from pykvm.debug.rsp import PACKET_SIZE, escape
-from pykvm.errors import PykvmError
+from pykvm.debug.rspfields import ALL, ANY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
 
-# Error numbers in replies; gdb shows them and asks no further. Linux' own values.
-EFAULT: Final = 14
-EINVAL: Final = 22
-ESRCH: Final = 3
-
-ALL: Final = -1  # thread ids of a packet: every thread, and any
-ANY: Final = 0
 # What one packet may ask for: each byte takes two characters of an answer, or up to two escaped.
 READ_MAX: Final = (PACKET_SIZE - 8) // 2
 
@@ -41,53 +35,6 @@ FEATURES: Final = (
     "binary-upload+",
     "qqemu.PhyMemMode+",
 )
-
-
-class TargetError(PykvmError):
-    """The target cannot do that; `number` is what gdb is told."""
-
-    def __init__(self, number: int, text: str = "") -> None:
-        super().__init__(text or f"error {number}")
-        self.number = number
-
-
-class Target(Protocol):
-    """What is debugged. Threads count from 1. Methods raise `TargetError`."""
-
-    def threads(self) -> Iterable[int]:
-        """The threads there are."""
-
-    def thread_state(self, thread: int) -> str:
-        """What a thread is called, and does."""
-
-    def description(self) -> bytes:
-        """target.xml."""
-
-    def read_registers(self, thread: int) -> bytes: ...
-    def write_registers(self, thread: int, data: bytes) -> None: ...
-    def read_register(self, thread: int, number: int) -> bytes: ...
-    def write_register(self, thread: int, number: int, data: bytes) -> None: ...
-    def read_memory(self, thread: int, address: int, size: int, physical: bool) -> bytes:
-        """Up to `size` bytes, fewer at the end of what is mapped."""
-
-    def write_memory(self, thread: int, address: int, data: bytes, physical: bool) -> None: ...
-    def insert(self, thread: int, kind: Kind, address: int, length: int) -> None:
-        """Set a breakpoint. Raises `BreakpointError` too."""
-
-    def remove(self, kind: Kind, address: int, length: int) -> None: ...
-    def resume(self, plan: Mapping[int, bool]) -> None:
-        """Let these threads go on, those with a true value for one step."""
-
-    def interrupt(self) -> None:
-        """Stop; `Stub.tell` is called when it has."""
-
-    def monitor(self, thread: int, command: str) -> str:
-        """Answer a ``monitor`` command, in lines."""
-
-    def detach(self) -> None: ...
-    def kill(self) -> None: ...
-    def stop_reply(self, swbreak: bool, hwbreak: bool) -> bytes:
-        """Why it stands still, as packet T has it."""
 
 
 class Stub:
@@ -135,19 +82,19 @@ class Stub:
         return self._target.read_registers(self._thread).hex().encode()
 
     def _write_registers(self, text: bytes) -> bytes:
-        self._target.write_registers(self._thread, _unhex(text))
+        self._target.write_registers(self._thread, fields.unhex(text))
         return b"OK"
 
     def _read_register(self, text: bytes) -> bytes:
-        return self._target.read_register(self._thread, _number(text)).hex().encode()
+        return self._target.read_register(self._thread, fields.number(text)).hex().encode()
 
     def _write_register(self, text: bytes) -> bytes:
         number, _, value = text.partition(b"=")
-        self._target.write_register(self._thread, _number(number), _unhex(value))
+        self._target.write_register(self._thread, fields.number(number), fields.unhex(value))
         return b"OK"
 
     def _read(self, text: bytes) -> bytes:
-        address, size = _range(text)
+        address, size = fields.address_and_length(text)
         size = min(size, READ_MAX)
         data = self._target.read_memory(self._thread, address, size, self._physical)
         if size and not data:
@@ -162,14 +109,14 @@ class Stub:
 
     def _write_memory(self, text: bytes) -> bytes:
         place, _, data = text.partition(b":")
-        return self._write(place, _unhex(data))
+        return self._write(place, fields.unhex(data))
 
     def _write_binary(self, text: bytes) -> bytes:
         place, _, data = text.partition(b":")
         return self._write(place, data)
 
     def _write(self, place: bytes, data: bytes) -> bytes:
-        address, size = _range(place)
+        address, size = fields.address_and_length(place)
         if len(data) != size:
             raise ValueError("not as many bytes as announced")
         self._target.write_memory(self._thread, address, data, self._physical)
@@ -178,18 +125,18 @@ class Stub:
     # ── breakpoints ──────────────────────────────────────────────────────────────────────────
 
     def _insert(self, text: bytes) -> bytes:
-        kind, address, length = _breakpoint(text)
+        kind, address, length = fields.breakpoint_of(text)
         if kind is Kind.READ:
             return b""  # gdb then makes one of an access watchpoint
         try:
             self._target.insert(self._thread, kind, address, length)
         except BreakpointError as error:
             # gdb 13 shows no text but for this form ("E.": appendix E.3, "Standard Replies").
-            return b"E." + _printable(str(error))
+            return b"E." + fields.printable(str(error))
         return b"OK"
 
     def _remove(self, text: bytes) -> bytes:
-        self._target.remove(*_breakpoint(text))
+        self._target.remove(*fields.breakpoint_of(text))
         return b"OK"
 
     # ── going on and stopping ────────────────────────────────────────────────────────────────
@@ -248,7 +195,7 @@ class Stub:
             what, _, thread = action.partition(b":")
             if what[:1] not in (b"c", b"C", b"s", b"S"):
                 raise ValueError("an action that vCont? does not offer")
-            chosen = _thread(thread) if thread else ALL
+            chosen = fields.thread(thread) if thread else ALL
             if chosen not in (ALL, ANY) and chosen not in threads:
                 raise TargetError(ESRCH)
             for each in threads if chosen == ALL else [chosen or self._thread]:
@@ -267,7 +214,7 @@ class Stub:
     # ── threads ──────────────────────────────────────────────────────────────────────────────
 
     def _choose(self, text: bytes) -> bytes:
-        thread = _thread(text[1:])
+        thread = fields.thread(text[1:])
         if thread in (ALL, ANY):
             return b"OK"
         if thread not in self._target.threads():
@@ -281,14 +228,14 @@ class Stub:
         self._thread = thread
 
     def _alive(self, text: bytes) -> bytes:
-        if _thread(text) not in self._target.threads():
+        if fields.thread(text) not in self._target.threads():
             raise TargetError(ESRCH)
         return b"OK"
 
     # ── questions ────────────────────────────────────────────────────────────────────────────
 
     def _query(self, text: bytes) -> bytes:
-        name, separator, rest = _split(text)
+        name, separator, rest = fields.split(text)
         match name:
             case b"Supported":
                 self._swbreak = b"swbreak+" in rest.split(b";")
@@ -303,7 +250,7 @@ class Stub:
             case b"sThreadInfo":
                 return b"l"
             case b"ThreadExtraInfo":
-                if (thread := _thread(rest)) not in self._target.threads():
+                if (thread := fields.thread(rest)) not in self._target.threads():
                     raise TargetError(ESRCH)
                 return self._target.thread_state(thread).encode().hex().encode()
             case b"Symbol":
@@ -311,7 +258,7 @@ class Stub:
             case b"Xfer":
                 return self._transfer(rest)
             case b"Rcmd" if separator == b",":
-                command = _unhex(rest).decode(errors="replace")
+                command = fields.unhex(rest).decode(errors="replace")
                 answer = self._target.monitor(self._thread, command)
                 return answer.encode()[:READ_MAX].hex().encode() or b"OK"
             case b"qemu.PhyMemMode":
@@ -320,13 +267,13 @@ class Stub:
                 return b""
 
     def _set(self, text: bytes) -> bytes:
-        name, _, rest = _split(text)
+        name, _, rest = fields.split(text)
         match name:
             case b"StartNoAckMode":
                 self.no_ack = True
                 return b"OK"
             case b"qemu.PhyMemMode":
-                self._physical = bool(_number(rest))
+                self._physical = bool(fields.number(rest))
                 return b"OK"
             case _:
                 return b""
@@ -342,7 +289,7 @@ class Stub:
             document = self._threads_document()
         else:
             return b"E00" if kind == b"features" else b""
-        offset, length = _range(place)
+        offset, length = fields.address_and_length(place)
         # Escapes may double what is sent.
         piece = document[offset : offset + min(length, READ_MAX)]
         return (b"m" if offset + len(piece) < len(document) else b"l") + escape(piece)
@@ -380,43 +327,3 @@ _COMMANDS: Final[dict[str, Callable[[Stub, bytes], bytes | None]]] = {
     "z": Stub._remove,
     "Z": Stub._insert,
 }
-
-
-def _number(text: bytes) -> int:
-    """A hexadecimal number as the protocol has it: digits and nothing else, 64 bits at most."""
-    if not re.fullmatch(rb"[0-9a-fA-F]{1,16}", text):
-        raise ValueError("not a hexadecimal number")
-    return int(text, 16)
-
-
-def _thread(text: bytes) -> int:
-    return ALL if text == b"-1" else _number(text)
-
-
-def _unhex(text: bytes) -> bytes:
-    if not re.fullmatch(rb"(?:[0-9a-fA-F]{2})*", text):
-        raise ValueError("not hexadecimal bytes")
-    return bytes.fromhex(text.decode())
-
-
-def _range(text: bytes) -> tuple[int, int]:
-    """ADDRESS,LENGTH."""
-    address, _, length = text.partition(b",")
-    return _number(address), _number(length)
-
-
-def _breakpoint(text: bytes) -> tuple[Kind, int, int]:
-    """TYPE,ADDRESS,KIND; conditions and commands may follow, which gdb sends only when offered."""
-    kind, address, length = text.partition(b";")[0].split(b",")
-    return Kind(_number(kind)), _number(address), _number(length)
-
-
-def _split(text: bytes) -> tuple[bytes, bytes, bytes]:
-    """A query's name, what ends it, and the rest."""
-    match = re.match(rb"([^:,]*)([:,]?)(.*)", text, re.DOTALL)
-    assert match is not None  # it matches anything
-    return match[1], match[2], match[3]
-
-
-def _printable(text: str) -> bytes:
-    return escape(text.encode("ascii", "replace"))

@@ -126,7 +126,31 @@ class Paging(Record):
         return cls(int(sregs.cr0), int(sregs.cr3), int(sregs.cr4), int(sregs.efer))
 
 
-Names = tuple[tuple[str, int, int], ...]  # name, lowest bit of the index, its width; by level
+class _Tables(Record):
+    """The tables of a paging mode."""
+
+    levels: tuple[tuple[str, int, int], ...]  # name, lowest bit of the index, its width
+    large: tuple[str, ...] = ("PDE",)  # whose entries may map a page
+    entry: struct.Struct = struct.Struct("<Q")
+    address: int = ADDRESS  # the bits of an entry that say where the next table or the page is
+
+    def page(self, value: int, shift: int) -> int:
+        """Where the page of an entry lies that maps 1 << `shift` bytes."""
+        base = value & self.address & ~((1 << shift) - 1)
+        if self.entry.size == 4 and shift == 22:  # PSE-36: bits 39:32 are in bits 20:13
+            base |= (value >> 13 & 0xFF) << 32
+        return base
+
+
+# SDM vol. 3A tables 4-3 to 4-20. PAE's PDPTE maps no page; nor does a PML4E (table 4-15).
+_4_LEVEL: Final = _Tables(
+    (("PML4E", 39, 9), ("PDPTE", 30, 9), ("PDE", 21, 9), ("PTE", 12, 9)), ("PDPTE", "PDE")
+)
+_5_LEVEL: Final = _4_LEVEL._replace(levels=(("PML5E", 48, 9), *_4_LEVEL.levels))
+_PAE: Final = _Tables((("PDPTE", 30, 2), ("PDE", 21, 9), ("PTE", 12, 9)))
+_32_BIT: Final = _Tables(
+    (("PDE", 22, 10), ("PTE", 12, 10)), (), struct.Struct("<I"), address=0xFFFF_F000
+)
 
 
 def walk(memory: GuestMemory, paging: Paging, gva: int) -> Walk:
@@ -138,66 +162,35 @@ def walk(memory: GuestMemory, paging: Paging, gva: int) -> Walk:
         gva &= 0xFFFF_FFFF
         if paging.cr4 & CR4_PAE:
             # The entries are read from CR3's table; the processor has them since CR3 was written.
-            pae = (("PDPTE", 30, 2), ("PDE", 21, 9), ("PTE", 12, 9))
-            return _walk(memory, "PAE paging", paging.cr3 & 0xFFFF_FFE0, pae, gva)
-        return _walk_32_bit(memory, paging, gva)
-    names: Names = (("PML4E", 39, 9), ("PDPTE", 30, 9), ("PDE", 21, 9), ("PTE", 12, 9))
-    mode, bits = "4-level paging", 48
+            return _walk(memory, "PAE paging", paging.cr3 & 0xFFFF_FFE0, _PAE, gva)
+        tables = _32_BIT._replace(large=("PDE",) if paging.cr4 & CR4_PSE else ())
+        return _walk(memory, "32-bit paging", paging.cr3 & 0xFFFF_F000, tables, gva)
+    mode, bits, tables = "4-level paging", 48, _4_LEVEL
     if paging.cr4 & CR4_LA57:
-        mode, bits, names = "5-level paging", 57, (("PML5E", 48, 9), *names)
+        mode, bits, tables = "5-level paging", 57, _5_LEVEL
     root = paging.cr3 & ADDRESS
     if gva >> (bits - 1) not in (0, (1 << (65 - bits)) - 1):
         return Walk(gva, mode, root, (), None, "not canonical")
-    return _walk(memory, mode, root, names, gva)
+    return _walk(memory, mode, root, tables, gva)
 
 
-def _walk(memory: GuestMemory, mode: str, root: int, names: Names, gva: int) -> Walk:
-    """The modes whose entries have 8 bytes."""
+def _walk(memory: GuestMemory, mode: str, root: int, tables: _Tables, gva: int) -> Walk:
     levels: list[Level] = []
-    table = root
-    for name, shift, width in names:
+    table, size = root, tables.entry.size
+    for name, shift, width in tables.levels:
         place = gva >> shift & (1 << width) - 1
-        at = table + 8 * place
+        at = table + size * place
         try:
-            (value,) = struct.unpack("<Q", memory.read(at, 8))
+            (value,) = tables.entry.unpack(memory.read(at, size))
         except GuestMemoryError:
             why = f"the {name} would be at {at:#x}, where no memory is"
             return Walk(gva, mode, root, tuple(levels), None, why)
-        # PAE's PDPTE has no such bit; nor has a PML4E, where it must be 0 (SDM table 4-15).
-        may_be_large = name == "PDE" or (name == "PDPTE" and width == 9)
-        last = name == "PTE" or (may_be_large and bool(value & LARGE))
+        last = name == "PTE" or (name in tables.large and bool(value & LARGE))
         levels.append(Level(name, at, place, value, 1 << shift if last else 0))
         if not value & PRESENT:
             return Walk(gva, mode, root, tuple(levels), None, f"the {name} is not present")
         if last:
-            inside = (1 << shift) - 1
-            gpa = value & ADDRESS & ~inside | gva & inside
+            gpa = tables.page(value, shift) | gva & (1 << shift) - 1
             return Walk(gva, mode, root, tuple(levels), gpa)
-        table = value & ADDRESS
+        table = value & tables.address
     raise AssertionError("the last level maps a page")
-
-
-def _walk_32_bit(memory: GuestMemory, paging: Paging, gva: int) -> Walk:
-    """Two levels of entries of 4 bytes; with CR4.PSE a PDE may map 4 MiB, bits 39:32 of whose
-    address are its bits 20:13 (PSE-36; SDM table 4-4)."""
-    mode, root = "32-bit paging", paging.cr3 & 0xFFFF_F000
-    levels: list[Level] = []
-    table = root
-    for name, shift in (("PDE", 22), ("PTE", 12)):
-        place = gva >> shift & 0x3FF
-        at = table + 4 * place
-        try:
-            (value,) = struct.unpack("<I", memory.read(at, 4))
-        except GuestMemoryError:
-            why = f"the {name} would be at {at:#x}, where no memory is"
-            return Walk(gva, mode, root, tuple(levels), None, why)
-        large = name == "PDE" and bool(value & LARGE and paging.cr4 & CR4_PSE)
-        page = 1 << shift if large or name == "PTE" else 0
-        levels.append(Level(name, at, place, value, page))
-        if not value & PRESENT:
-            return Walk(gva, mode, root, tuple(levels), None, f"the {name} is not present")
-        if large:
-            gpa = value & 0xFFC0_0000 | (value >> 13 & 0xFF) << 32 | gva & 0x3F_FFFF
-            return Walk(gva, mode, root, tuple(levels), gpa)
-        table = value & 0xFFFF_F000
-    return Walk(gva, mode, root, tuple(levels), table | gva & 0xFFF)

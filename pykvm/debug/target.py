@@ -12,8 +12,8 @@ from pykvm._core import lib
 from pykvm.cpuid import FEATURES
 from pykvm.debug.breakpoints import Kind
 from pykvm.debug.control import RunControl, Stop, Why
+from pykvm.debug.debuggee import EFAULT, TargetError
 from pykvm.debug.description import AMD64, I386, I8086, Description
-from pykvm.debug.gdbstub import EFAULT, TargetError
 from pykvm.debug.registers import AVX
 from pykvm.kvm import unpack_cpuid
 from pykvm.outcome import Reason
@@ -39,7 +39,7 @@ MP_STATES: Final = {
 
 
 class MachineTarget:
-    """`gdbstub.Target` for a `Machine`. Owned by the thread that runs it."""
+    """`debuggee.Target` for a `Machine`. Owned by the thread that runs it."""
 
     def __init__(self, machine: Machine, control: RunControl) -> None:
         self._machine = machine

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.debug.breakpoints import BreakpointError, Kind
-from pykvm.debug.gdbstub import EFAULT, Stub, TargetError
+from pykvm.debug.debuggee import EFAULT, TargetError
+from pykvm.debug.gdbstub import Stub
 from pykvm.debug.rsp import PACKET_SIZE, frame
 
 
