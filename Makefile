@@ -22,7 +22,7 @@ DEMO_NEEDS := gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-sys
               $(call python_path,stdlib)/ensurepip/__init__.py=python3-venv
 TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git qemu-img=qemu-utils \
               qemu-storage-daemon=qemu-system-common busybox=busybox-static passt=passt gdb=gdb ip=iproute2
-SOAK_NEEDS := fio=fio kexec=kexec-tools lspci=pciutils debootstrap=debootstrap mke2fs=e2fsprogs \
+SOAK_NEEDS := fio=fio kexec=kexec-tools lspci=pciutils node=nodejs debootstrap=debootstrap mke2fs=e2fsprogs \
               sfdisk=fdisk mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools \
               mksquashfs=squashfs-tools dmsetup=dmsetup stress-ng=stress-ng
 FUZZ_NEEDS = $(shell clang -print-resource-dir)/lib/linux/libclang_rt.fuzzer-x86_64.a=libclang-rt-dev
@@ -43,7 +43,7 @@ test: .venv/for-test
 fuzz: .venv/for-test host-for-fuzz
 	$(BIN)/python tests/c/fuzz.py $(or $(FUZZ_S),60)
 
-soak: .venv/for-test host-for-soak
+soak: .venv/for-soak host-for-soak
 	$(BIN)/pytest $(or $(SOAK),tests/soak)
 
 docs: .venv/for-docs
@@ -63,6 +63,10 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[test,lint]'
 	$(BIN)/python -m compileall -q pykvm  # an editable install does not
+	touch $@
+
+.venv/for-soak: pyproject.toml | .venv/for-test
+	$(BIN)/pip install -q -e '.[soak]'
 	touch $@
 
 .venv/for-docs: pyproject.toml | .venv/for-demo

@@ -1,7 +1,7 @@
 """What gdb is told to do with a Linux guest: gdb runs this file, inside itself.
 
-Reached from `test_gdb`, which reads what is printed. Read `gdbsteps` and `pykvm.debug.gdbstub`
-beside it.
+Reached from `gdbinlab`, which sets STEPS; tests read what is printed. Read `gdbsteps` and
+`pykvm.debug.gdbstub` beside it.
 """
 
 import sys
@@ -12,8 +12,6 @@ import gdb  # type: ignore[import-not-found]
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "debug"))
 
 from gdbsteps import steps  # gdb has no pytest to set the path
-
-STEPS = 60  # dear where an emulated machine emulates the guest; `tests/guests` makes a thousand
 
 
 def execute(command: str) -> str:
@@ -28,7 +26,7 @@ execute("continue")
 execute("backtrace 2")
 execute("delete")
 execute("set scheduler-locking step")
-steps(STEPS)
+steps(STEPS)  # type: ignore[name-defined]  # noqa: F821
 execute("break __x64_sys_write")
 execute("continue")
 execute("backtrace 3")

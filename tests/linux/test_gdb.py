@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
+import gdbinlab
 import pytest
-
-SESSION = Path(__file__).with_name("gdbsession.py")
-# Started beside pykvm, whose end is the command's: gdb leaves the guest running.
-SCRIPT = """
-{boot} --gdb unix:{folder}/socket --wait-gdb -c 2 & machine=$!
-tries=0
-until [ -S {folder}/socket ] || [ $tries = 600 ]; do sleep 0.1; tries=$((tries + 1)); done
-gdb -q -nx -batch -ex 'set pagination off' -ex 'set confirm off' {symbols} \
-    -ex 'target remote {folder}/socket' -x {session} \
-    > {folder}/said 2>&1 || {{ cat {folder}/said >&2; kill $machine; }}
-wait $machine
-"""
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +18,9 @@ def session(
 ) -> tuple[str, str]:
     """What gdb said, and the guest's console."""
     folder = tmp_path_factory.mktemp("gdb")
-    kernel, symbols = debian_kernel("6.12-cloud"), folder / "symbols"
-    pykvm = [sys.executable, "-m", "pykvm"]
-    subprocess.run([*pykvm, "kernel", "symbols", kernel, "-o", symbols], check=True)
-    boot = shlex.join([*pykvm, "boot", kernel, "--timeout", "180"])
-    script = SCRIPT.format(boot=boot, folder=folder, symbols=symbols, session=SESSION)
-    result = in_lab(["sh", "-c", script], writable=[str(folder)])
+    # A few steps only, dear where the processor is emulated: tests/soak makes a thousand.
+    command = gdbinlab.command(debian_kernel("6.12-cloud"), folder, steps=60, seconds=180)
+    result = in_lab(command, writable=[str(folder)])
     return (folder / "said").read_text(), result.stdout.decode(errors="replace")
 
 
