@@ -37,6 +37,9 @@ DR6_BS: Final = 1 << 14  # single step
 RFLAGS_TF: Final = 1 << 8
 
 
+NO_RANGES: Final[Mapping[int, range]] = {}
+
+
 class Why(Enum):
     """Why a vCPU stopped."""
 
@@ -77,6 +80,7 @@ class RunControl:
         self._lock = threading.Lock()
         self._stops: list[Stop] = []
         self._plan: dict[int, bool] = {}  # who goes on; true: one step
+        self._ranges: Mapping[int, range] = NO_RANGES
         self._over: list[int] = []  # who has to step over a breakpoint first
         self._lifted: int | None = None
         self._pages: dict[tuple[int, int], int | None] = {}  # see `translate`
@@ -167,9 +171,11 @@ class RunControl:
             first = first._replace(address=self.files[first.vcpu].pc)
         return first
 
-    def resume(self, plan: Mapping[int, bool]) -> None:
-        """Let the vCPUs in `plan` go on, those with a true value for one step; hold the others."""
+    def resume(self, plan: Mapping[int, bool], ranges: Mapping[int, range] = NO_RANGES) -> None:
+        """Let the vCPUs in `plan` go on, those with a true value for one step; hold the others.
+        Those in `ranges` step until they are out of their range, or something else stops them."""
         self.stopped = False
+        self._ranges = ranges
         with self._lock:
             if self._stops:  # one that waits to be told
                 self.notify()
@@ -251,13 +257,18 @@ class RunControl:
             return False
         if stop is None:
             return True
-        if stop.why is Why.STEP and self.next_step(vcpu):
+        if stop.why is Why.STEP and (self._is_in_range(stop) or self.next_step(vcpu)):
             return True
         self.machine.parking.hold(range(len(self.files)), but=vcpu.id)
         with self._lock:
             self._stops.append(stop)
         self.notify()
         return True
+
+    def _is_in_range(self, stop: Stop) -> bool:
+        """Whether the vCPU is still where it steps through. A step over a breakpoint, which has it
+        lifted, ends in any case: the debugger says again how to go on."""
+        return not self._over and stop.address in self._ranges.get(stop.vcpu, ())
 
     def _debug_exit(
         self, vcpu: Vcpu, file: RegisterFile, pc: int, vector: int, dr6: int

@@ -53,8 +53,9 @@ class Target(Protocol):
         """Set a breakpoint. Raises `BreakpointError` too."""
 
     def remove(self, kind: Kind, address: int, length: int) -> None: ...
-    def resume(self, plan: Mapping[int, bool]) -> None:
-        """Let these threads go on, those with a true value for one step."""
+    def resume(self, plan: Mapping[int, bool], ranges: Mapping[int, range]) -> None:
+        """Let these threads go on, those with a true value for one step; those with a range step
+        until they are out of it."""
 
     def interrupt(self) -> None:
         """Stop; `Stub.tell` is called when it has."""

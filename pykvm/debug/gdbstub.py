@@ -19,7 +19,7 @@ from pykvm.debug.rsp import PACKET_SIZE, escape
 from pykvm.debug.rspfields import ALL, ANY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 # What one packet may ask for: each byte takes two characters of an answer, or up to two escaped.
 READ_MAX: Final = (PACKET_SIZE - 8) // 2
@@ -144,10 +144,10 @@ class Stub:
     def _why(self, _: bytes) -> bytes:
         return self.tell()
 
-    def _resume(self, plan: dict[int, bool]) -> None:
+    def _resume(self, plan: dict[int, bool], ranges: Mapping[int, range] | None = None) -> None:
         self.running = True
         try:
-            self._target.resume(plan)
+            self._target.resume(plan, ranges or {})
         except BaseException:
             self.running = False
             raise
@@ -175,32 +175,36 @@ class Stub:
     def _multi(self, text: bytes) -> bytes | None:
         """The v packets: vCont, and those whose names say what they are."""
         if text == b"Cont?":
-            return b"vCont;c;C;s;S"
+            return b"vCont;c;C;s;S;r"
         if text.startswith(b"Cont;"):
-            plan = self._vcont(text[5:])
+            plan, ranges = self._vcont(text[5:])
             if not plan:
                 raise TargetError(ESRCH)
-            self._resume(plan)
+            self._resume(plan, ranges)
             return None
         if text.startswith(b"Kill"):
             self._kill(b"")
             return b"OK"
         return b""  # vMustReplyEmpty among them
 
-    def _vcont(self, text: bytes) -> dict[int, bool]:
-        """Which threads go on and how: for each one the leftmost action that matches counts."""
+    def _vcont(self, text: bytes) -> tuple[dict[int, bool], dict[int, range]]:
+        """Which threads go on and how, and those that step through a range: for each one the
+        leftmost action that matches counts."""
         threads = self._target.threads()
         plan: dict[int, bool] = {}
+        ranges: dict[int, range] = {}
         for action in text.split(b";"):
             what, _, thread = action.partition(b":")
-            if what[:1] not in (b"c", b"C", b"s", b"S"):
+            if what[:1] not in (b"c", b"C", b"s", b"S", b"r"):
                 raise ValueError("an action that vCont? does not offer")
             chosen = fields.thread(thread) if thread else ALL
             if chosen not in (ALL, ANY) and chosen not in threads:
                 raise TargetError(ESRCH)
             for each in threads if chosen == ALL else [chosen or self._thread]:
-                plan.setdefault(each, what[:1] in (b"s", b"S"))
-        return plan
+                if each not in plan and what[:1] == b"r":
+                    ranges[each] = range(*fields.address_and_length(what[1:]))  # START,END
+                plan.setdefault(each, what[:1] in (b"s", b"S", b"r"))
+        return plan, ranges
 
     def _detach(self, _: bytes) -> bytes:
         self.finished = True

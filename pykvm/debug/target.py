@@ -126,8 +126,11 @@ class MachineTarget:
     def remove(self, kind: Kind, address: int, length: int) -> None:
         self._control.breakpoints.remove(kind, address, length)
 
-    def resume(self, plan: Mapping[int, bool]) -> None:
-        self._control.resume({thread - 1: step for thread, step in plan.items()})
+    def resume(self, plan: Mapping[int, bool], ranges: Mapping[int, range]) -> None:
+        self._control.resume(
+            {thread - 1: step for thread, step in plan.items()},
+            {thread - 1: addresses for thread, addresses in ranges.items()},
+        )
 
     def interrupt(self) -> None:
         self._control.interrupt()

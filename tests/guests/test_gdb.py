@@ -42,7 +42,8 @@ def gdb(tmp_path: Path) -> Gdb:
         pytest.skip("no gdb")
 
     def run(guest: str, *commands: str, options: tuple[str, ...] = (), file: bool = True) -> Any:
-        path, spec = guest_programs.path(guest), str(tmp_path / "gdb")
+        path = guest if os.path.isabs(guest) else guest_programs.path(guest)
+        spec = str(tmp_path / "gdb")
         boot = [sys.executable, "-m", "pykvm", "boot", path, "-m", "16M", "--wait-gdb", *options]
         machine = subprocess.Popen(
             [*boot, f"--gdb=unix:{spec}"],
@@ -149,6 +150,38 @@ def test_gdb_finds_a_real_mode_breakpoint_by_its_linear_address(gdb: Gdb) -> Non
     )  # fmt: skip
     assert "Breakpoint 1, 0x00007c00" in told
     assert "=> 0x7c00:\txor    %ax,%ax" in told
+
+
+SOURCE = """
+volatile int total;
+void work(void)
+{
+    for (int i = 0; i < 40; i++) total += i;
+    total++;
+}
+void _start(void)
+{
+    work();
+    __asm__ volatile("outb %b0, %w1" : : "a"(total - 738), "d"(0x5f8));
+    for (;;) {}
+}
+"""
+
+
+def test_gdb_steps_over_lines_of_source_by_ranges(gdb: Gdb, tmp_path: Path) -> None:
+    (tmp_path / "code.c").write_text(SOURCE)
+    flags = ["-g", "-O0", "-static", "-no-pie", "-nostdlib", "-ffreestanding", "-mno-red-zone"]
+    flags += ["-fcf-protection=none", "-Wl,-Ttext-segment=0x100000", "-Wl,--build-id=none"]
+    subprocess.run(["gcc", *flags, "-o", tmp_path / "code", tmp_path / "code.c"], check=True)
+    told, end = gdb(
+        str(tmp_path / "code"), "break work", "continue", "set debug remote 1", "next",
+        "set debug remote 0", "print total", "continue",
+    )  # fmt: skip
+    steps = told.count("Sending packet: $vCont;")
+    assert "$vCont;r" in told, told
+    assert "$1 = 780" in told, told
+    assert steps < 10, steps  # and not one for each of some hundred instructions
+    assert end.returncode == 43, end
 
 
 # vpcmpeqd ymm0, ymm0, ymm0; vpsrlq ymm1, ymm0, 60; vptest ymm2, ymm2; jz back; jmp to itself.
@@ -316,6 +349,24 @@ def test_every_step_is_one_instruction(start: Any) -> None:
         assert client.ask(b"vCont;s:1").startswith(b"T05")
         seen.append(client.rip())
     assert seen == [CODE, *[LOOP, LOOP + 7, LOOP + 9] * 4, LOOP]
+
+
+def test_a_range_is_stepped_through_in_one_go(start: Any) -> None:
+    run, client = start(COUNT)
+    assert client.ask(b"vCont;s:1").startswith(b"T05")
+    assert client.ask(b"vCont;r%x,%x:1" % (LOOP, LOOP + 11)).startswith(b"T05")
+    assert client.rip() == LOOP + 11  # the loop is over
+    assert run.machine.memory.read(COUNTER, 1)[0] == 5
+
+
+def test_a_breakpoint_stops_in_the_middle_of_a_range(start: Any) -> None:
+    run, client = start(COUNT)
+    assert client.ask(b"Z0,%x,1" % (LOOP + 7)) == b"OK"
+    for count in range(1, 4):
+        while client.rip() != LOOP + 7 or run.machine.memory.read(COUNTER, 1)[0] != count:
+            # From a breakpoint the first step is one of its own.
+            assert client.ask(b"vCont;r%x,%x:1" % (CODE, LOOP + 11)).startswith(b"T05")
+        assert run.machine.memory.read(COUNTER, 1)[0] == count
 
 
 def test_a_write_is_seen_where_it_happens(start: Any) -> None:

@@ -68,8 +68,8 @@ class FakeTarget:
     def remove(self, kind: Kind, address: int, length: int) -> None:
         self.log.append(("remove", kind, address, length))
 
-    def resume(self, plan: Mapping[int, bool]) -> None:
-        self.log.append(("resume", dict(plan)))
+    def resume(self, plan: Mapping[int, bool], ranges: Mapping[int, range]) -> None:
+        self.log.append(("resume", dict(plan), *ranges.items()))
 
     def interrupt(self) -> None:
         self.log.append("interrupt")
@@ -123,6 +123,17 @@ def test_registers_are_those_of_the_thread_chosen(stub: Stub, target: FakeTarget
     assert stub.handle(b"G" + b"11" * 16) == b"OK"
     assert stub.handle(b"g") == b"11" * 16
     assert target.registers[2][4:8] == b"\x78\x56\x34\x12"
+
+
+def test_a_range_is_stepped_through_by_the_thread_it_is_for() -> None:
+    target = FakeTarget()
+    assert Stub(target).handle(b"vCont;r1000,1008:2;c") is None
+    assert target.log == [("resume", {1: False, 2: True}, (2, range(0x1000, 0x1008)))]
+
+
+@pytest.mark.parametrize("packet", [b"vCont;r", b"vCont;r1000", b"vCont;r1000,zz:1"])
+def test_a_range_that_is_none_is_refused(packet: bytes) -> None:
+    assert Stub(FakeTarget()).handle(packet) == b"E16"
 
 
 @pytest.mark.parametrize("packet", [b"Hg3", b"T7", b"Hgff", b"vCont;c:9"])
