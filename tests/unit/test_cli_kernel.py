@@ -11,6 +11,7 @@ from pykvm import cli_kernel
 from pykvm.boot import kernel_build, kernels
 from pykvm.boot.kernels import Kernel
 from pykvm.cli import main
+from pykvm.debug import symbols
 from pykvm.errors import ConfigError, HostError
 
 KERNEL = Kernel("6.1.0-55-cloud-amd64", Path("/cache/vmlinuz-6.1.0-55-cloud-amd64"))
@@ -193,3 +194,28 @@ def test_adding_the_parser_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+def test_symbols_of_a_stripped_kernel_are_made_once_and_kept_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_kernel(_image: object) -> list[tuple[int, str, str]]:
+        return [(0xFFFF_FFFF_8100_0000, "T", "start_kernel")]
+
+    have("6.1.0-55-cloud-amd64")
+    monkeypatch.setattr(symbols, "read_kernel", read_kernel)
+    assert main(["kernel", "symbols", "6.1"]) == 0
+    path = Path(capsys.readouterr().out.rstrip("\n"))
+    assert path.parent == kernels.kernels_dir().parent / "symbols"
+    assert symbols.of_elf(path.read_bytes())["start_kernel"] == 0xFFFF_FFFF_8100_0000
+    monkeypatch.delattr(symbols, "read_kernel")
+    assert main(["kernel", "symbols", "6.1"]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+
+
+def test_a_kernel_without_symbols_of_any_kind_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    have("6.1.0-55-cloud-amd64")
+    assert main(["kernel", "symbols", "6.1"]) == 125
+    assert "has no symbols, and no kallsyms either" in capsys.readouterr().err
