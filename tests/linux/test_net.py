@@ -8,13 +8,17 @@ from pathlib import Path
 
 SIZE = 8 << 20
 
-# In the guest: $1 is the host. It says what it saw, the sum of what it fetched, and by the TAP what
-# the host says is the sum of what it sent.
+# In the guest: $1 is the host. It says what it saw, the sum of what it fetched, and what the host
+# says is the sum of what it sent. passt of 2023 does not pass on the host's end of a connection that
+# the guest half closed, so nobody waits for that.
 GUEST = """
 busybox ping -c 2 -q -s 65000 $1 && echo long pings are answered
 busybox wget -q -O /data http://$1:8000/data
 echo sum $(busybox md5sum < /data)
-[ $1 = 10.0.2.2 ] || echo sum $(busybox nc $1 9000 < /data)
+busybox nc $1 9000 < /data > /sum &
+until [ -s /sum ]; do busybox usleep 100000; done
+kill $!
+echo sum $(busybox cat /sum)
 echo name server $(busybox cat /etc/resolv.conf)
 """
 
@@ -48,7 +52,7 @@ def test_a_stock_kernel_uses_the_network(
     done = in_lab(words, writable=[str(tmp_path)])
     said = done.stdout.decode().splitlines()
     (made,) = (line.split()[1] for line in said if line.startswith("made "))
-    assert [line.split()[1] for line in said if line.startswith("sum ")] == [made] * 3
+    assert [line.split()[1] for line in said if line.startswith("sum ")] == [made] * 4
     assert "long pings are answered" in said  # by the TAP; passt may not be allowed to send any
     assert "name server nameserver 10.9.0.9" in said
     assert "name server nameserver 10.0.2.3" in said
