@@ -137,3 +137,28 @@ def test_100_mb_arrive_with_and_without_offloads(
     assert done.returncode == 0, (said, done.stderr)
     assert len(sums) == 3
     assert len(set(sums)) == 1
+
+
+FLOOD = """
+ip link set lo up
+iperf3 -s >/dev/null &
+$1 -m pykvm boot $2 --any-host --timeout 280 -m 512M --transport $3 -c 2 --net user \\
+    --add /bin/busybox --add /usr/bin/iperf3 -- busybox sh -c "$4"
+"""
+
+IN_FLOOD = """
+mkdir -p /tmp
+for round in 1 2 3 4 5 6 7 8 9 10; do iperf3 -c 10.0.2.2 -u -b 0 -t 3 -R | grep receiver; done
+echo alive
+"""
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_a_flood_of_datagrams_from_passt_is_survived(lab: Lab, transport: str) -> None:
+    kernel = str(fetch("6.12-cloud").image)
+    words = ["sh", "-c", FLOOD, "sh", sys.executable, kernel, transport, IN_FLOOD]
+    done = lab.run(words, timeout=LIMIT_S)
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    assert done.returncode == 0, said
+    assert said.count("receiver") == 10
+    assert "alive" in said
