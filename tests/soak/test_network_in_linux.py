@@ -47,7 +47,7 @@ QEMU = (
 # $1 is Python, $2 the kernel, $3 the folder with initrds and scripts.
 BRIDGE = """
 set -e
-rm -f /tmp/cable
+rm -f /tmp/cable /tmp/ours
 ip link set lo up
 for old in br0 q0; do ip link del $old 2>/dev/null || true; done
 ip link add br0 type bridge
@@ -69,6 +69,11 @@ ENDS = {
         "qemu stream,id=n,server=on,addr.type=unix,addr.path=/tmp/cable $2 $3 & "
         "until [ -S /tmp/cable ]; do sleep 0.1; done",
         "socket=/tmp/cable,ip=10.9.0.1/24",
+    ),
+    "QEMU, socket, datagrams": (
+        "qemu dgram,id=n,local.type=unix,local.path=/tmp/cable,remote.type=unix,"
+        "remote.path=/tmp/ours $2 $3 & until [ -S /tmp/cable ]; do sleep 0.1; done",
+        "socket=/tmp/ours,peer=/tmp/cable,ip=10.9.0.1/24",
     ),
 }
 
