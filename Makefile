@@ -23,7 +23,7 @@ DEMO_NEEDS := gcc=gcc /usr/include/stdio.h=libc6-dev qemu-system-x86_64=qemu-sys
 TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git qemu-img=qemu-utils \
               qemu-storage-daemon=qemu-system-common busybox=busybox-static passt=passt gdb=gdb ip=iproute2
 SOAK_NEEDS := fio=fio kexec=kexec-tools lspci=pciutils node=nodejs debootstrap=debootstrap mke2fs=e2fsprogs \
-              sfdisk=fdisk mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools \
+              iperf3=iperf3 sfdisk=fdisk mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools \
               mksquashfs=squashfs-tools dmsetup=dmsetup stress-ng=stress-ng
 FUZZ_NEEDS = $(shell clang -print-resource-dir)/lib/linux/libclang_rt.fuzzer-x86_64.a=libclang-rt-dev
 
