@@ -9,8 +9,8 @@ from pathlib import Path
 SIZE = 8 << 20
 
 # In the guest: $1 is the host. It says what it saw, the sum of what it fetched, and what the host
-# says is the sum of what it sent. passt of 2023 does not pass on the host's end of a connection that
-# the guest half closed, so nobody waits for that.
+# says is the sum of what it sent. passt of 2023 keeps open what the guest half closed and the host
+# closed after it, so nobody waits for that.
 GUEST = """
 busybox ping -c 2 -q -s 65000 $1 && echo long pings are answered
 busybox wget -q -O /data http://$1:8000/data
