@@ -390,6 +390,8 @@ void pk_overlay_destroy(struct pk_overlay *overlay);
 uint64_t pk_overlay_count(const struct pk_overlay *overlay); /* clusters that are in it */
 /* Drop all that is in it, one that is not kept. While its disk is stopped, as the next. */
 int pk_overlay_empty(struct pk_overlay *overlay);
+/* Let `to` have what `from` has, and nothing else: overlays of one size; the first is not kept. */
+int pk_overlay_assign(struct pk_overlay *to, struct pk_overlay *from);
 /* Write the clusters that are in it to their places in `fd`, which has the base's content. */
 int pk_overlay_copy(struct pk_overlay *overlay, int fd);
 /* Write the bitmap to the file, if it is kept: when `durable`, after the data, and both synced. */

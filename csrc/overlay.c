@@ -275,20 +275,35 @@ int pk_overlay_flush(struct pk_overlay *o, int durable)
     return o->error;
 }
 
+/* Write one cluster that is in `o` to `at` of `fd`. */
+static int copy_cluster(struct pk_overlay *o, uint64_t cluster, int fd, uint64_t at)
+{
+    uint64_t from = cluster * CLUSTER;
+    struct iovec iov = {o->buffer, min64(CLUSTER, o->config.size - from)};
+    struct cursor in = {&iov, 1, 0}, out = in;
+    int result = move(preadv, o->config.fd, &in, o->config.data_at + from, iov.iov_len);
+
+    return result < 0 ? result : move(pwritev, fd, &out, at, iov.iov_len);
+}
+
 int pk_overlay_copy(struct pk_overlay *o, int fd)
 {
-    uint64_t end = o->config.size;
     int result = 0;
 
-    for (uint64_t at = 0; at < end && result == 0; at += CLUSTER) {
-        uint64_t len = min64(CLUSTER, end - at);
-        struct iovec iov = {o->buffer, len};
-        struct cursor in = {&iov, 1, 0}, out = in;
-        if (!is_there(o, at / CLUSTER))
-            continue;
-        result = move(preadv, o->config.fd, &in, o->config.data_at + at, len);
-        if (result == 0)
-            result = move(pwritev, fd, &out, at, len);
-    }
+    for (uint64_t i = 0; i * CLUSTER < o->config.size && result == 0; i++)
+        if (is_there(o, i))
+            result = copy_cluster(o, i, fd, i * CLUSTER);
+    return result;
+}
+
+int pk_overlay_assign(struct pk_overlay *to, struct pk_overlay *from)
+{
+    int result = pk_overlay_empty(to);
+
+    for (uint64_t i = 0; i * CLUSTER < from->config.size && result == 0; i++)
+        if (is_there(from, i)) {
+            result = copy_cluster(from, i, to->config.fd, to->config.data_at + i * CLUSTER);
+            mark(to, i, i + 1);
+        }
     return result;
 }

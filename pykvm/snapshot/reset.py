@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pykvm.errors import PykvmError
 from pykvm.lean import TYPE_CHECKING
-from pykvm.snapshot import capture
+from pykvm.snapshot import capture, overlays
 
 if TYPE_CHECKING:
     from typing import Final
@@ -40,6 +40,7 @@ def _take_back(machine: Machine, template: Template) -> int:
     template.overlay(machine.memory)
     devices = capture.devices_of(machine)
     capture.apply(machine, devices, template.parts, template.settings(machine))
+    overlays.assign(machine, template.overlays)
     machine.generation_id.replace()  # its own, again; a fork of its origin is told of it as then
     machine.forget_run()
     return copied

@@ -15,7 +15,7 @@ import threading
 from pykvm.kvm import unpack_cpuid
 from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import GuestMemory
-from pykvm.snapshot import capture, pages
+from pykvm.snapshot import capture, overlays, pages
 from pykvm.snapshot.diff import has_changed, inherited
 from pykvm.snapshot.host import check_cpuid
 from pykvm.snapshot.layers import Layer, Placing
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pykvm.snapshot.calls import Calls
     from pykvm.snapshot.capture import Parts
     from pykvm.snapshot.diff import Lineage
+    from pykvm.snapshot.overlays import Overlays
     from pykvm.snapshot.vcpu import VcpuFormat
 
 IDENTITIES: Final = ("new", "keep")  # MACs and CID of a copy, where the user gave none
@@ -58,6 +59,7 @@ class Template:
         self.generation = generation  # of the machine that was captured
         self.fd = fd
         self.layers = list(layers)
+        self.overlays: Overlays = {}  # what overlays had that ended with the machine
         self.placed: list[tuple[int, int, str]] = []  # see `GuestMemory`; not kept on disk
         self.clock = "stay"
         self.identity = "new"  # one of IDENTITIES
@@ -116,6 +118,7 @@ class Template:
         for _, device in devices:
             device.freeze()
         rest = capture.apply(machine, devices, self.parts, calls)
+        overlays.assign(machine, self.overlays)
         machine.generation_id.announce()
         for _, device in devices:
             device.thaw()
@@ -161,6 +164,7 @@ class Template:
             if fd >= 0:
                 os.close(fd)
         self.fd, self.layers = -1, []
+        overlays.close(self.overlays)
 
     def __enter__(self) -> Self:
         return self
@@ -201,6 +205,7 @@ def _current(machine: Machine) -> Template | None:
     if (
         template is None
         or machine.captured_at != machine.changes
+        or overlays.are_written(machine)
         or not capture.states_of(machine).items() <= template.parts.items()
         or _has_changed(machine, template)
     ):
@@ -212,14 +217,21 @@ def _current(machine: Machine) -> Template | None:
 def _take(machine: Machine) -> Template:
     """Take a template of a machine at rest."""
     fd, layers = _current_memory(machine)
+    try:
+        parts, written = overlays.capture_all(machine)
+    except BaseException:
+        for each in (fd, *(layer.fd for layer in layers)):
+            os.close(each)
+        raise
     template = Template(
         machine.config,
         machine.entry,
-        capture.capture(machine),
+        parts,
         fd,
         generation=machine.generation,
         layers=layers,
     )
+    template.overlays = written
     template.placed = machine.memory.placed
     template.lineage = inherited(machine)
     template.vcpu_format = machine.vcpu_format

@@ -103,7 +103,7 @@ class Blk(VirtioDevice):
         else:
             self.features |= BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES
         self._writeback = True
-        self.is_copied = False  # a snapshot that is being taken has what the guest wrote
+        self.is_copied = False  # who is asking for the state has what the guest wrote
         super().__init__(memory)
 
     def _open_overlay(self) -> Overlay | None:

@@ -54,6 +54,7 @@ class Overlay:
             os.close(self.fd)
             raise
         self.handle: Any = out[0]
+        self._size = size
 
     def count(self) -> int:
         """How many clusters it has."""
@@ -62,6 +63,20 @@ class Overlay:
     def empty(self) -> None:
         """Drop all of it; only while its disk is stopped."""
         check(lib.pk_overlay_empty(self.handle), "an overlay's file")
+
+    def clone(self) -> Overlay:
+        """An overlay of nothing that has what this one has now, to be assigned to others."""
+        other = Overlay(DROPPED, -1, self._size)
+        try:
+            other.assign(self)
+        except BaseException:
+            other.close(durable=False)
+            raise
+        return other
+
+    def assign(self, other: Overlay) -> None:
+        """Have what `other` has, and nothing else; only while its disk is stopped."""
+        check(lib.pk_overlay_assign(self.handle, other.handle), "an overlay's file")
 
     def close(self, durable: bool) -> int:
         """Keep it, if it is to be kept, past a failure of the host when `durable`. Returns 0 or

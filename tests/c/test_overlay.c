@@ -82,6 +82,19 @@ static void check_all(void)
     CHECK_EQ(pread(copy, bytes, SIZE, 0), SIZE);
     CHECK(memcmp(bytes, model, SIZE) == 0);
     close(copy);
+    struct pk_overlay_config other_config = config;
+    struct pk_overlay *other;
+    other_config.fd = new_file();
+    other_config.bitmap_at = other_config.data_at = 0;
+    CHECK_EQ(ftruncate(other_config.fd, SIZE), 0);
+    CHECK_EQ(pk_overlay_create(&other_config, &other), 0);
+    CHECK_EQ(pk_overlay_clear(other, 0, SIZE), 0); /* which is forgotten */
+    CHECK_EQ(pk_overlay_assign(other, overlay), 0);
+    CHECK_EQ(pk_overlay_count(other), pk_overlay_count(overlay));
+    CHECK_EQ(pk_overlay_read(other, &iov, 1, 0), 0);
+    CHECK(memcmp(bytes, model, SIZE) == 0);
+    pk_overlay_destroy(other);
+    close(other_config.fd);
 }
 
 static void what_is_not_written_is_the_base(void)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,6 +111,44 @@ def test_reset_drops_what_was_written(base: Path) -> None:
             assert held(disk) == 1
             fork.reset()
             assert held(disk) == 0
+
+
+def content(disk: Blk) -> bytes:
+    """What the guest finds on it."""
+    with tempfile.TemporaryFile() as file:
+        disk.copy_to(file.fileno())
+        return os.pread(file.fileno(), 1 << 20, 0)
+
+
+def test_a_fork_begins_with_what_was_written_and_goes_back_to_it(base: Path) -> None:
+    with machine(disks=(DiskConfig(str(base), overlay="on"),)) as vm:
+        assert passed(vm.run(timeout=LIMIT_S))
+        origin = vm.virtio[0].device
+        written = content(origin)
+        assert written[512:].startswith(INVERTED)
+        with vm.fork() as one, vm.fork() as other, one.fork() as grandchild:
+            disks = [fork.virtio[0].device for fork in (one, other, grandchild)]
+            assert [content(disk) for disk in disks] == [written] * 3
+            assert [held(disk) for disk in disks] == [1] * 3
+            disks[0].overlay.empty()  # as if the guest had written something else
+            assert content(disks[0]) == base.read_bytes()
+            assert [content(disk) for disk in (*disks[1:], origin)] == [written] * 3
+            one.reset()
+            assert content(disks[0]) == written
+            disks[0].overlay.empty()
+            with one.fork() as late:
+                assert content(late.virtio[0].device) == base.read_bytes()
+            vm.close()
+            other.reset()  # the template is there as long as somebody goes back to it
+            assert content(disks[1]) == written
+
+
+def test_a_fork_with_another_disk_has_that_ones_content(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(bytes(256 * 512))
+    with machine(disks=(DiskConfig(str(base), overlay="on"),)) as vm:
+        assert passed(vm.run(timeout=LIMIT_S))
+        with vm.fork(disks=(DiskConfig(str(tmp_path / "other")),)) as fork:
+            assert content(fork.virtio[0].device) == bytes(256 * 512)
 
 
 def test_snapshot_without_what_was_written_is_refused(base: Path, tmp_path: Path) -> None:
