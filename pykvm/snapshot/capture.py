@@ -67,10 +67,10 @@ def at_rest(machine: Machine) -> Iterator[None]:
         finally:
             for device in devices:
                 device.thaw()
-            _tell_of_the_pause(machine)
+            tell_of_the_pause(machine)
 
 
-def _tell_of_the_pause(machine: Machine) -> None:
+def tell_of_the_pause(machine: Machine) -> None:
     """So that a guest's watchdogs do not bite for it; EINVAL from guests without kvmclock."""
     for vcpu in machine.vcpus:
         lib.pk_ioctl_val(vcpu.fd, lib.KVM_KVMCLOCK_CTRL, 0)

@@ -119,6 +119,8 @@ class Template:
             device.freeze()
         rest = capture.apply(machine, devices, self.parts, calls)
         overlays.assign(machine, self.overlays)
+        if self.clock == "step":
+            capture.tell_of_the_pause(machine)
         machine.generation_id.announce()
         for _, device in devices:
             device.thaw()
