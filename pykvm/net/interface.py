@@ -24,10 +24,12 @@ SIOCSIFADDR: Final = 0x8916
 SIOCSIFNETMASK: Final = 0x891C
 SIOCGIFMTU: Final = 0x8921
 SIOCSIFMTU: Final = 0x8922
+SIOCSIFHWADDR: Final = 0x8924
 SIOCGIFINDEX: Final = 0x8933
 SIOCBRADDIF: Final = 0x89A2
 
 IFF_UP: Final = 1
+ARPHRD_ETHER: Final = 1
 
 
 def exists(name: str) -> bool:
@@ -66,6 +68,11 @@ def mtu(name: str) -> int:
 def set_mtu(name: str, size: int) -> None:
     """Let the interface take packets of `size` bytes."""
     ioctl(SIOCSIFMTU, name, struct.pack("<i", size))
+
+
+def set_mac(name: str, mac: bytes) -> None:
+    """Give an interface that is down another MAC address."""
+    ioctl(SIOCSIFHWADDR, name, struct.pack("<H6s", ARPHRD_ETHER, mac))
 
 
 def set_address(name: str, address: IPv4Interface) -> None:

@@ -144,9 +144,19 @@ def _refusal(name: str, config: NetConfig, error: OSError) -> ConfigError:
     return ConfigError(f"{words}: {error.strerror}")
 
 
+def host_mac(name: str) -> bytes:
+    """The TAP's own address, the same whenever it is made: a guest that is restored on it still
+    knows it, as it knows that of a bridge, which has the lowest of its ports'. This one is high, so
+    that a bridge with a real card goes on having that card's."""
+    from hashlib import blake2s
+
+    return b"\xfe\x4b" + blake2s(name.encode(), digest_size=4).digest()
+
+
 def _set_up(name: str, bridge: str, config: NetConfig) -> None:
     """Configure the interface that was made."""
     try:
+        interface.set_mac(name, host_mac(name))
         if config.mtu or bridge:
             _set_mtu(name, bridge, config)
         if bridge:

@@ -18,7 +18,7 @@ mkdir /tmp/clones
 cd /tmp/clones
 ip link set lo up
 ip link del br0 2>/dev/null || true
-ip link add br0 type bridge forward_delay 0
+ip link add br0 address 02:00:00:00:00:fe type bridge forward_delay 0
 ip addr add 10.9.0.1/24 dev br0
 ip link set br0 up
 $1 HERE/echoserver.py v_6000 v1_6000 v2_6000 &

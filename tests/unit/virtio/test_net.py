@@ -17,6 +17,7 @@ from pykvm.boot.guestnetwork import settings
 from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
 from pykvm.net.passt import command
+from pykvm.net.tap import host_mac
 from pykvm.virtio.config import net as config
 from pykvm.virtio.config.limits import Limits
 from pykvm.virtio.config.net import Forward, NetConfig, parse_net
@@ -149,6 +150,11 @@ def test_passt_is_told_what_the_guest_is_told() -> None:
 def test_a_default_address_is_stable_local_and_of_one_card() -> None:
     assert default_mac("tap0 0") == default_mac("tap0 0") != default_mac("tap1 0")
     assert default_mac("tap0 0")[0] & 3 == 2
+
+
+def test_a_taps_own_address_is_stable_local_and_above_a_cards() -> None:
+    assert host_mac("tap0") == host_mac("tap0") != host_mac("tap1")
+    assert host_mac("tap0")[0] == 0xFE
 
 
 def test_copies_of_a_card_have_addresses_of_their_own() -> None:
