@@ -281,9 +281,9 @@ static int copy_cluster(struct pk_overlay *o, uint64_t cluster, int fd, uint64_t
     uint64_t from = cluster * CLUSTER;
     struct iovec iov = {o->buffer, min64(CLUSTER, o->config.size - from)};
     struct cursor in = {&iov, 1, 0}, out = in;
-    int result = move(preadv, o->config.fd, &in, o->config.data_at + from, iov.iov_len);
+    int result = move(READ, o->config.fd, &in, o->config.data_at + from, iov.iov_len);
 
-    return result < 0 ? result : move(pwritev, fd, &out, at, iov.iov_len);
+    return result < 0 ? result : move(WRITE, fd, &out, at, iov.iov_len);
 }
 
 int pk_overlay_copy(struct pk_overlay *o, int fd)
