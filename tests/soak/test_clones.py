@@ -36,7 +36,7 @@ done
 FIO = """
 mkdir -p /tmp
 fio --name=v --filename=/dev/vda --size=16M --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 \
-    --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --output=/tmp/out --minimal --eta=never &
+    --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --eta=never --output=/tmp/out &
 busybox sleep 2
 busybox test -d /proc/$! && echo under way
 busybox sleep 1
