@@ -11,10 +11,10 @@
 /* Whether KVM takes an MSR, or has it as wanted although it refuses it. */
 static int set_msr(int fd, const struct kvm_msr_entry *wanted)
 {
-    struct {
-        struct kvm_msrs head;
+    struct { /* kvm_msrs, with room for one */
+        uint32_t nmsrs, pad;
         struct kvm_msr_entry entry;
-    } one = {{.nmsrs = 1}, *wanted};
+    } one = {.nmsrs = 1, .entry = *wanted};
 
     int result = ioctl(fd, KVM_SET_MSRS, &one);
     if (result == 1)
