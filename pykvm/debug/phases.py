@@ -8,6 +8,7 @@ it all then. Such lines are put back to where their own time stamps have them (L
 from __future__ import annotations
 
 import re
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ def phases(trace: Trace) -> list[Phase]:
                 break
     if not begins:
         return [Phase(WHOLE, trace.start, trace.end)]
-    begins.append((trace.start, FIRST))
     if kept(trace.console):
-        begins.append((trace.console[0].time, CATCHES_UP))
-    begins.sort()
+        begins.insert(0, (trace.console[0].time, CATCHES_UP))
+    begins.insert(0, (trace.start, FIRST))
+    begins.sort(key=itemgetter(0))  # of those that came at once, the first said stays the first
     ends = [time for time, _ in begins[1:]] + [trace.end]
     return [
         Phase(name, start, end)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from traces import CONSOLE_LINES, MAP, boot, write
+from traces import CONSOLE, CONSOLE_LINES, MAP, boot, mark, write
 
 from pykvm.debug import symbols
 from pykvm.debug.causes import cause_of
@@ -44,6 +44,21 @@ def test_phases_begin_where_the_console_says_so(trace: Trace) -> None:
         ("user space: after pykvm's init", 8.5),
     ]
     assert phases(trace)[-1].end == trace.end
+
+
+def test_lines_that_come_at_once_begin_their_phases_in_the_order_they_were_said(
+    tmp_path: Path,
+) -> None:
+    events = boot(ended=False)[:2]
+    for at, line in (
+        (5e6, "smp: Bringing up secondary CPUs ..."),
+        (5e6, "smp: Brought up 1 node, 1 CPU"),
+        (7e6, "Run /init as init process"),
+        (8e6, "hello"),
+    ):
+        events.append(mark(at, CONSOLE, "console", line))
+    names = [phase.name for phase in phases(Trace(write(tmp_path / "trace.json", events)))]
+    assert names == [FIRST, "built-in drivers (initcalls)", "user space: init"]
 
 
 def test_a_console_that_says_nothing_known_is_one_phase(tmp_path: Path) -> None:
