@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pykvm.lab import Lab
 
 MIB = 1 << 20
 BAD = 8192  # the first of 8 bad sectors
-KILLS = 4
+KILLS = int(os.environ.get("PYKVM_KILLS", "4"))
 
 # Blocks of the first 8 MiB hold their number once they are said to be flushed; behind them is fio.
 WRITER = r"""
