@@ -33,6 +33,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["debootstrap", "--variant=minbase", "--include=systemd-sysv,udev"]
     command += ["bookworm", str(root)]
     subprocess.run(command, check=True, timeout=INSTALL_S)
+    # An emulated udev may find a terminal too late for systemd, which gives it 90 s.
+    (root / "etc/systemd/system.conf.d").mkdir()
+    patience = f"[Manager]\nDefaultDeviceTimeoutSec={BOOT_S}\nDefaultTimeoutStartSec={BOOT_S}\n"
+    (root / "etc/systemd/system.conf.d/slow.conf").write_text(patience)
     return root
 
 
@@ -40,10 +44,9 @@ def boot(folder: Path, root: Path) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "pykvm", "boot", str(fetch("6.12-cloud").image)]
     command += ["-m", "512M", "--root", str(root), "--timeout", str(BOOT_S)]
     script = f"cd {folder}\n{UNTIL_PROMPT}"
+    writable = [str(folder), *([str(root)] if root.is_dir() else [])]
     with Lab() as lab:
-        return lab.run(
-            ["sh", "-c", script, "sh", *command], timeout=BOOT_S, writable=[str(root), str(folder)]
-        )
+        return lab.run(["sh", "-c", script, "sh", *command], timeout=BOOT_S, writable=writable)
 
 
 @pytest.mark.parametrize("kind", ["disk", "folder"])
