@@ -29,7 +29,7 @@
 #define LOGGED_MAX   10u /* a bad disk must not fill the log */
 #define PAGE         4096u
 #define COPY_LARGE   65536u
-#define COPY_MAX_NS  20000000u   /* a copy that took longer has waited */
+#define COPY_MAX_NS  100000000u  /* a copy that took longer has waited */
 #define WAITS_NS     1000000000u /* and so may the next ones */
 #define MAX_SEGMENTS 16u /* of a discard or write zeroes; pykvm/virtio/blk.py offers as many */
 

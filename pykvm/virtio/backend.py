@@ -8,8 +8,10 @@ shown, and is the reason when it fails. Read `vhostuser` for what is said over t
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 WHY_S: Final = 1.0  # to end, for one whose connection has ended
 END_S: Final = 10.0  # to write back what it holds and end, on a busy host
 MESSAGES_MAX: Final = 1 << 16
+UCRED: Final = struct.Struct("iII")  # unix(7): pid, uid, gid
 
 
 class Backend:
@@ -39,6 +42,9 @@ class Backend:
     def why(self) -> str:
         """What it said at last, or how it ended."""
         return ""
+
+    def settle(self) -> None:
+        """Wait until it can write to the guest no more. Its connection has ended."""
 
     def close(self) -> None:
         """End it, and wait until it has ended. Safe to call twice."""
@@ -125,6 +131,18 @@ class Stranger(Backend):
         except OSError as error:
             self.socket.close()
             raise BackendError(f"{error.strerror or error}; is it running?") from None
+        peer = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        self._pid = UCRED.unpack(peer)[0]
+
+    def settle(self) -> None:
+        """It may end the connection before it ends itself, and finish in between what it has taken:
+        qemu-storage-daemon does. One that lives on has END_S for that."""
+        try:
+            process = os.pidfd_open(self._pid)
+        except OSError:  # it has ended, or is in a namespace where we do not see it
+            return
+        select.select([process], [], [], END_S)
+        os.close(process)
 
 
 def unnamed_sockets() -> tuple[socket.socket, socket.socket]:

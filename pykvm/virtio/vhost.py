@@ -224,7 +224,8 @@ class VhostDevice(VirtioDevice):
             with suppress(OSError):
                 backend.socket.close()
             text = backend.why() or why
-            backend.close()  # it must not write to the guest any more
+            backend.close()
+            backend.settle()  # it must not write to the guest any more
             now = "waits until it is back" if self._reconnect_s else "fails now"
             print(
                 f"pykvm: {self.name}: {backend.name}: {text}; what the guest asks of it {now}",

@@ -124,7 +124,7 @@ def test_a_guest_goes_on_when_its_back_end_is_started_again(lab: Lab, tmp_path: 
     with (tmp_path / "disk").open("wb") as file:
         file.truncate(16 * MIB)
     script = f"cd {tmp_path}\n{RESTARTER}"
-    command = boot_command("vhost-user=/tmp/socket,reconnect=1", f"cd /tmp; {RESTARTED}")
+    command = boot_command("vhost-user=/tmp/socket,reconnect=1", RESTARTED)
     done = lab.run(["sh", "-c", script, "sh", *command], timeout=LIMIT_S, writable=[str(tmp_path)])
     said = (done.stdout + done.stderr).decode(errors="replace")
     assert done.returncode == 0, said
@@ -134,7 +134,7 @@ def test_a_guest_goes_on_when_its_back_end_is_started_again(lab: Lab, tmp_path: 
 
 
 def test_bad_sectors_are_errors_that_say_which_request(lab: Lab, tmp_path: Path) -> None:
-    """dm-error has 8 sectors in the middle of one disk (dm-0), dm-flakey all writes of another."""
+    """dm-error has 8 sectors in the middle of dm-0 and dm-2, dm-flakey all writes to dm-1."""
     image, folder = fetch("6.12-cloud"), tmp_path / "modules"
     folder.mkdir()
     files = initrd_files(image.modules, ["loop", "dm_mod", "dm_flakey"])
@@ -149,7 +149,8 @@ def test_bad_sectors_are_errors_that_say_which_request(lab: Lab, tmp_path: Path)
         f"cd {folder}; for m in $(cat {ORDER}); do insmod $m; done; cd /tmp; "
         "truncate -s 16M one two; losetup /dev/loop0 one; losetup /dev/loop1 two; "
         f"printf '{bad}' | {dmsetup} create --noudevsync --noudevrules bad && "
-        f"printf '{flakey}' | {dmsetup} create --noudevsync --noudevrules flakey || exit 99; "
+        f"printf '{flakey}' | {dmsetup} create --noudevsync --noudevrules flakey && "
+        f"printf '{bad}' | {dmsetup} create --noudevsync --noudevrules base || exit 99; "
         '"$@" 2>&1; echo code $?'
     )
     at = BAD * 512 // 4096
@@ -165,7 +166,7 @@ def test_bad_sectors_are_errors_that_say_which_request(lab: Lab, tmp_path: Path)
         f"{dd} if=/dev/zero of=/dev/vdc oflag=direct seek={at} && echo good overlay;"
         f"{dd} if=/dev/vdc of=/dev/null iflag=direct skip={at} && echo good base"
     )
-    disks = ["--disk", "/dev/dm-1,cache=none", "--disk", "/dev/dm-0,overlay=on"]
+    disks = ["--disk", "/dev/dm-1,cache=none", "--disk", "/dev/dm-2,overlay=on"]
     command = ["sh", "-c", host, "sh", *boot_command("/dev/dm-0", script, *disks)]
     done = lab.run(command, timeout=LIMIT_S)
     said = done.stdout.decode(errors="replace")
@@ -176,6 +177,6 @@ def test_bad_sectors_are_errors_that_say_which_request(lab: Lab, tmp_path: Path)
         f"/dev/dm-0: read, sector {BAD}, 4096 bytes",
         "/dev/dm-0: flush, sector 0, 0 bytes",
         "/dev/dm-1: write, sector 0, 4096 bytes",
-        f"/dev/dm-0,overlay=on: read, sector {BAD}, 4096 bytes",
+        f"/dev/dm-2,overlay=on: read, sector {BAD}, 4096 bytes",
     ):
         assert f"--disk: {request}: Input/output error" in said
