@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_backend import FakeBackend
@@ -14,6 +19,7 @@ from hypothesis import strategies as st
 from pykvm import layout
 from pykvm._core import ffi, lib
 from pykvm.memory import GuestMemory
+from pykvm.virtio.backend import Stranger
 from pykvm.virtio.vhostuser import (
     HEADER,
     REPLY,
@@ -136,3 +142,28 @@ def test_any_bytes_of_a_back_end_end_in_an_error_or_in_sense(pieces: list[bytes]
             assert ours.fileno() == -1
         finally:
             ours.close()
+
+
+LISTENER = """
+import socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_back_end_of_the_users_has_settled_when_its_process_has_ended(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", LISTENER, path], **pipes) as process:
+        process.stdout.readline()
+        stranger = Stranger(path)
+        settling = threading.Thread(target=stranger.settle)
+        settling.start()
+        process.stdin.close()
+        settling.join()
+        assert process.poll() == 0
+        stranger.settle()  # there is nobody left to wait for
+        stranger.close()
