@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes import start
 
 from pykvm import guest_programs, layout
+from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError
+from pykvm.machine import Machine
 from pykvm.outcome import Outcome, Reason
 from pykvm.virtio.config.disk import DiskConfig
 
@@ -156,3 +161,26 @@ def test_a_disk_in_use_is_refused(run_guest: RunGuest, disk: Path) -> None:
     config = DiskConfig(str(disk))
     with pytest.raises(ConfigError, match="in use"):
         run_guest("virtqueue", disks=(config, config), transport="mmio")
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_a_machine_brings_what_hvc_has_to_its_console_and_forks(transport: str) -> None:
+    """The test is the driver; the guest knows nothing of it, and ends."""
+    text = b"from hvc0\n" * 300_000  # the guest has ended before all of it was taken
+    config = MachineConfig(
+        kernel=guest_programs.path("hello-elf64"),
+        memory=16 << 20,
+        console="virtio",
+        transport=transport,
+    )
+    with Machine(config) as vm:
+        assert vm.hvc is not None
+        with vm.fork() as other:
+            greeting = other.run(timeout=60).console  # by the serial port
+        vm.memory.write(0x40_0000, text)
+        vm.memory.write(0x2000, struct.pack("<QIHH", 0x40_0000, len(text), 0, 0))
+        vm.memory.write(0x2400, struct.pack("<HHH", 0, 1, 0))
+        start(vm.hvc, 8)
+        outcome = vm.run(timeout=60)
+    assert greeting
+    assert Counter(outcome.console) == Counter(greeting + text)  # in whatever order
