@@ -100,7 +100,7 @@ BOOT = (
     Option(
         "--console",
         "NAME",
-        "what the guest's console is: serial (default), or virtio (Linux's hvc0, which is faster); "
+        "what the guest's console is: serial (default), or virtio (Linux's hvc0, faster for text); "
         "it leads to where --serial says, with what the guest says before it is there",
         "serial",
     ),
