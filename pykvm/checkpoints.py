@@ -270,6 +270,13 @@ class Checkpoints:
         return machine
 
     def _make(self, point: Checkpoint, **changes: Any) -> Machine:
+        changes = {"gdb": None, "wait_gdb": False, **changes}  # the origin's port is taken
+        machine = self.template_at(point).machine(**changes)  # with descriptors of its own
+        machine.console_log += point.console_of(self._machine.console_log, self._dropped)
+        return machine
+
+    def template_at(self, point: Checkpoint) -> Template:
+        """What its machines are made from; the descriptors stay the checkpoints'."""
         if point not in self._points:
             raise PykvmError(f"{point} is not kept any more: see count= and size=")
         origin = self._machine
@@ -284,10 +291,7 @@ class Checkpoints:
             layers=layers,
         )
         template.placed = origin.memory.placed
-        changes = {"gdb": None, "wait_gdb": False, **changes}  # the origin's port is taken
-        machine = template.machine(**changes)  # with descriptors of its own
-        machine.console_log += point.console_of(origin.console_log, self._dropped)
-        return machine
+        return template
 
     def bisect(self, predicate: Predicate, **changes: Any) -> Found:
         """See `Machine.bisect`."""

@@ -52,7 +52,8 @@ def arm(
     when a `base` is given (``--diff``), but for the one that goes there itself. With `disks` they
     have copies of those that the guest may write to (``--snapshot-disks``)."""
 
-    targets = [folder or FOLDER, *(target for _, target in at)]
+    targets = map(os.path.realpath, [folder or FOLDER, *(target for _, target in at)])
+    base = base and os.path.realpath(base)
     if base is not None and not machine.lineage and base not in targets:
         raise ConfigError(
             f"--diff: nothing saves to {base} before, and a machine that boots stands on no "
@@ -62,8 +63,8 @@ def arm(
     def taking(target: str, *, check: bool = True) -> Callable[[], None]:
         if check:
             check_target(target)
-        is_base = base is not None and os.path.realpath(base) == os.path.realpath(target)
-        return lambda: take(machine, target, None if is_base else base, disks=disks)
+        own = None if os.path.realpath(target) == base else base
+        return lambda: take(machine, target, own, disks=disks)
 
     machine.on_snapshot_key = taking(folder) if folder else taking(FOLDER, check=False)
     if folder:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from snapshots import open_files
 
 from pykvm import guest_programs
@@ -130,6 +135,46 @@ def test_each_has_the_memory_of_its_moment(boot: Boot) -> None:
         assert found[:ids] == moment[:ids]
         assert found[ids + 16 :] == moment[ids + 16 :]
         assert point.size < 64 * 4096 or point.number == 0
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, 63), st.integers(1, 20)),
+        st.tuples(st.sampled_from(["take", "fork", "make", "snapshot"])),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(STEPS)
+def test_whatever_happens_each_has_the_memory_of_its_moment(steps: list[tuple[Any, ...]]) -> None:
+    with contextlib.ExitStack() as opened:
+        scratch = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        kernel = guest_programs.path("snapshot")
+        vm = opened.enter_context(Machine(MachineConfig(kernel=kernel, memory=4 << 20)))
+        points = vm.checkpoints(count=6)
+        moments = {0: vm.memory.read(0, 4 << 20)}
+        made: list[tuple[Machine, bytes]] = []
+        for number, step in enumerate(steps):
+            match step:
+                case ("write", page, count):
+                    data = bytes([number % 3]) * (count << 12)  # zeros, and what was there before
+                    vm.memory.write((3 << 20) + (page << 12), data)
+                case ("take",):
+                    moments[points.take().number] = vm.memory.read(0, 4 << 20)
+                case ("fork",):
+                    vm.fork().close()
+                case ("make",):
+                    machine = opened.enter_context(points[0].machine())
+                    made.append((machine, machine.memory.read(0, 4 << 20)))
+                case ("snapshot",):
+                    vm.snapshot(scratch / "snap")
+        for point in points:
+            with points.template_at(point).memory() as memory:
+                assert memory.read(0, 4 << 20) == moments[point.number]
+        for machine, moment in made:
+            assert machine.memory.read(0, 4 << 20) == moment
 
 
 def test_what_a_disk_reads_into_memory_is_undone(tmp_path: Path) -> None:
