@@ -15,6 +15,8 @@ MEMORY = 16 << 20
 TIMEOUT_S = 60.0
 RESTORES = 1_000
 RESETS = 10_000
+CHECKPOINTS = 3_000
+CHAIN = 10  # snapshots, each on the one before
 SLACK_KIB = 2048  # of an allocator that keeps what it had
 
 
@@ -68,3 +70,40 @@ def test_resets_leave_nothing_behind(threads: Callable[..., int]) -> None:
             fork.reset()
         check_growth(before)
         assert threads(alive) <= alive
+
+
+def test_checkpoints_leave_nothing_behind() -> None:
+    with captured() as vm:
+        points = vm.checkpoints(count=8)
+
+        def take() -> None:
+            vm.memory.write(0x60_0000, os.urandom(64 << 10))
+            points.take()
+            if points[-1].number % 100 == 0:
+                points[0].machine().close()
+
+        for _ in range(200):
+            take()
+        before = used()
+        for _ in range(CHECKPOINTS):
+            take()
+        check_growth(before)
+
+
+def test_chains_of_snapshots_leave_nothing_behind(tmp_path: Path) -> None:
+    with captured() as vm:
+        vm.snapshot(tmp_path / "0")
+
+    def go_on_from_a_chain() -> None:
+        for number in range(CHAIN):
+            with Machine.restore(tmp_path / f"{number}") as vm:
+                vm.memory.write(0x60_0000, os.urandom(64 << 10))
+                vm.snapshot(tmp_path / f"{number + 1}", base=tmp_path / f"{number}")
+                assert vm.run(timeout=TIMEOUT_S).code == 0
+                vm.reset()
+
+    go_on_from_a_chain()
+    before = used()
+    for _ in range(20):
+        go_on_from_a_chain()
+    check_growth(before)
