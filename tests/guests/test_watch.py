@@ -40,7 +40,7 @@ def test_panic_is_the_verdict_whatever_the_kernel_does_next(then: str) -> None:
     assert (outcome.reason, outcome.code) == (Reason.PANIC, 255)
     assert "kernel panic" in outcome.report
     assert "| [    1.0] Kernel panic" in outcome.report
-    assert "--initrd" in outcome.report
+    assert "no root file system" in outcome.report
 
 
 def test_panic_of_a_kernel_that_stays_up_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
