@@ -49,9 +49,9 @@ class FakeMachine:
 
 
 class Lab:
-    """A supervisor in a thread, private unless `idle_s` is given."""
+    """A supervisor in a thread, private unless `idle_s` is given; started at once if `begin`."""
 
-    def __init__(self, path: Path, idle_s: float | None = None) -> None:
+    def __init__(self, path: Path, idle_s: float | None = None, *, begin: bool = True) -> None:
         self.machine = FakeMachine()
         self._path = str(path / "lab.sock")
         if idle_s is None:
@@ -63,7 +63,8 @@ class Lab:
         machine: Any = self.machine
         supervisor = Supervisor(control, machine, idle_s)
         self.thread = threading.Thread(target=supervisor.run)
-        self.thread.start()
+        if begin:
+            self.thread.start()
 
     def client(self) -> Connection:
         """A client of a private lab."""
@@ -173,8 +174,9 @@ def test_lab_that_does_not_start_in_time_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pykvm.lab.supervisor.BOOT_TIMEOUT_S", 0.01)
-    lab = Lab(tmp_path)
-    client = lab.client()
+    lab = Lab(tmp_path, begin=False)
+    client = lab.client()  # before the time is over
+    lab.thread.start()
     with pytest.raises(LabEndedError, match="did not start"):
         client.receive()
     lab.ends()
