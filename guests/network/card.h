@@ -13,7 +13,7 @@ enum { DEVICE_NETWORK = 1, FEATURE_MAC = 1 << 5, FEATURE_VERSION_1 = 1 /* of the
 /* §2.7 Split Virtqueues. Descriptor n of both queues is buffer n: who has it is in their rings. */
 #define SIZE 8
 
-enum { DESC_WRITE = 2, NO_INTERRUPT = 1, NO_NOTIFY = 1 };
+enum { DESC_WRITE = 2, NO_NOTIFY = 1 };
 
 struct virtqueue {
     struct {

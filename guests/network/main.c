@@ -18,7 +18,7 @@
 
 /* Offsets in a frame: Ethernet (IEEE 802.3), ARP (RFC 826), IPv4 (RFC 791), UDP (RFC 768) and ICMP
  * (RFC 792) without IP options. */
-enum { ETH_TO = 0, ETH_FROM = 6, ETH_TYPE = 12, ETH_LEN = 14 };
+enum { ETH_TO = 0, ETH_FROM = 6, ETH_TYPE = 12 };
 enum { ARP_OPERATION = 20, ARP_FROM_MAC = 22, ARP_FROM = 28, ARP_TO_MAC = 32, ARP_TO = 38 };
 enum { IP_VERSION = 14, IP_PROTOCOL = 23, IP_FROM = 26, IP_TO = 30, IP_DATA = 34 };
 enum { UDP_FROM = IP_DATA, UDP_TO = IP_DATA + 2, ICMP_TYPE = IP_DATA, ICMP_CHECKSUM = IP_DATA + 2 };
