@@ -18,7 +18,7 @@
 #define MARGIN      (NET_HEADER - SIZE)
 #define BUFFER_SIZE (MARGIN + (256u << 10))
 /* What is sent at once, if it is more than one frame. The kernel queues up to this in one piece
- * (unix_stream_sendmsg() in net/unix/af_unix.c), which a reader then sees whole. passt up to 2023
+ * (unix_stream_sendmsg() in net/unix/af_unix.c), which a reader then sees whole. passt of 2023
  * loses its place in the stream when a frame comes in three pieces, or a size in two. */
 #define PIECE (32u << 10)
 
