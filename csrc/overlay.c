@@ -278,12 +278,10 @@ int pk_overlay_flush(struct pk_overlay *o, int durable)
 /* Write one cluster that is in `o` to `at` of `fd`. */
 static int copy_cluster(struct pk_overlay *o, uint64_t cluster, int fd, uint64_t at)
 {
-    uint64_t from = cluster * CLUSTER;
-    struct iovec iov = {o->buffer, min64(CLUSTER, o->config.size - from)};
-    struct cursor in = {&iov, 1, 0}, out = in;
-    int result = move(READ, o->config.fd, &in, o->config.data_at + from, iov.iov_len);
+    uint64_t from = cluster * CLUSTER, len = min64(CLUSTER, o->config.size - from);
+    int result = move_buffer(READ, o->config.fd, o->buffer, o->config.data_at + from, len);
 
-    return result < 0 ? result : move(WRITE, fd, &out, at, iov.iov_len);
+    return result < 0 ? result : move_buffer(WRITE, fd, o->buffer, at, len);
 }
 
 int pk_overlay_copy(struct pk_overlay *o, int fd)
