@@ -60,12 +60,20 @@ def copy_name(number: int | str) -> str:
     return f"disk{number}"
 
 
-def written_disks(machine: Machine) -> dict[int, Blk]:
-    """The disks that the guest may write to, by their number."""
+def served_disks(machine: Machine) -> dict[int, Blk]:
+    """The disks that no other process serves, by their number among all."""
+    if not machine.config.disks:
+        return {}
     from pykvm.virtio.blk import Blk
 
-    disks = [each.device for each in machine.virtio if isinstance(each.device, Blk)]
-    return {number: disk for number, disk in enumerate(disks) if not disk.config.read_only}
+    disks = [each.device for each in machine.virtio if each.device.device_id == Blk.device_id]
+    return {number: disk for number, disk in enumerate(disks) if isinstance(disk, Blk)}
+
+
+def written_disks(machine: Machine) -> dict[int, Blk]:
+    """Those of them that the guest may write to."""
+    disks = served_disks(machine).items()
+    return {number: disk for number, disk in disks if not disk.config.read_only}
 
 
 def use_copies(

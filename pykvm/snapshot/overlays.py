@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pykvm.lean import TYPE_CHECKING
 from pykvm.snapshot import capture
+from pykvm.snapshot.disks import served_disks
 
 if TYPE_CHECKING:
     from pykvm.machine import Machine
@@ -20,15 +21,10 @@ Overlays = dict[int, "Overlay"]  # by the disk's number
 
 def _dropped(machine: Machine) -> dict[int, tuple[Blk, Overlay]]:
     """The disks whose overlay ends with the machine."""
-    if not machine.config.disks:
-        return {}
-    from pykvm.virtio.blk import Blk
-
-    disks = (each.device for each in machine.virtio if each.device.device_id == Blk.device_id)
     return {
         number: (disk, disk.overlay)
-        for number, disk in enumerate(disks)
-        if isinstance(disk, Blk) and disk.overlay is not None and not disk.overlay.is_kept
+        for number, disk in served_disks(machine).items()
+        if disk.overlay is not None and not disk.overlay.is_kept
     }
 
 
