@@ -270,7 +270,6 @@ class Checkpoints:
         return machine
 
     def _make(self, point: Checkpoint, **changes: Any) -> Machine:
-        changes = {"gdb": None, "wait_gdb": False, **changes}  # the origin's port is taken
         machine = self.template_at(point).machine(**changes)  # with descriptors of its own
         machine.console_log += point.console_of(self._machine.console_log, self._dropped)
         return machine

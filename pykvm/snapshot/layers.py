@@ -40,6 +40,13 @@ class Layer:
         self.ranges = ranges  # by their place in the memory's file; in `fd` at the same place
 
 
+def close_files(fd: int, layers: Iterable[Layer]) -> None:
+    """Close a memory's file and its layers', those of them that are open (-1: not)."""
+    for each in (fd, *(layer.fd for layer in layers)):
+        if each >= 0:
+            os.close(each)
+
+
 class Shown(Record):
     """A range that no layer above hides: of the layer with this number."""
 
@@ -129,9 +136,7 @@ class Stack:
 
     def close(self) -> None:
         """Close the descriptors. Safe to call twice."""
-        for fd in (self.fd, *(layer.fd for layer in self.layers)):
-            if fd >= 0:
-                os.close(fd)
+        close_files(self.fd, self.layers)
         self.fd, self.layers = -1, []
 
     def __enter__(self) -> Self:

@@ -71,8 +71,8 @@ def load(
 
 
 def read_state(folder: str, head: dict[str, Any]) -> Parts:
-    table = head["state"]
     """The state's parts, checked. Raises `ConfigError`, and a `chain.NONSENSE` for the table's."""
+    table = head["state"]
     try:
         with open(os.path.join(folder, format.STATE), "rb") as file:
             data = file.read(sum(size for _, size, _ in table) + 1)

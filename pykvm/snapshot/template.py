@@ -18,7 +18,7 @@ from pykvm.memory import GuestMemory
 from pykvm.snapshot import capture, overlays, pages
 from pykvm.snapshot.diff import has_changed, inherited
 from pykvm.snapshot.host import check_cpuid
-from pykvm.snapshot.layers import Layer, Placing
+from pykvm.snapshot.layers import Layer, Placing, close_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,9 +162,7 @@ class Template:
             self._users -= 1
             if self._users > 0:
                 return
-        for fd in (self.fd, *(layer.fd for layer in self.layers)):
-            if fd >= 0:
-                os.close(fd)
+        close_files(self.fd, self.layers)
         self.fd, self.layers = -1, []
         overlays.close(self.overlays)
 
@@ -222,8 +220,7 @@ def _take(machine: Machine) -> Template:
     try:
         parts, written = overlays.capture_all(machine)
     except BaseException:
-        for each in (fd, *(layer.fd for layer in layers)):
-            os.close(each)
+        close_files(fd, layers)
         raise
     template = Template(
         machine.config,
