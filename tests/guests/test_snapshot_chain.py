@@ -218,33 +218,18 @@ def test_compaction_of_a_damaged_chain_is_refused(copied: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pykvm.machine import Machine
 from pykvm.snapshot.compact import compact
-import pykvm.snapshot.save as save
+from dying import die_at_step
 
-folder, what, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
-
-def dying(function):
-    def call(*arguments, **options):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-    return call
-
-def die():
-    for name in ("mkdir", "truncate", "pwrite", "fsync", "fchmod", "rename"):
-        setattr(os, name, dying(getattr(os, name)))
-    save.shutil.rmtree = dying(save.shutil.rmtree)
-
+folder, what, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
 if what == "compact":
-    die()
+    die_at_step(step)
     compact(folder + "/two")
 else:
     with Machine.restore(folder + "/one") as vm:
-        die()
+        die_at_step(step)
         vm.snapshot(folder + "/two", base=folder + "/one")
 """
 
@@ -255,7 +240,9 @@ def test_killed_at_any_step_leaves_one_whole_snapshot(copied: Path, what: str) -
     seen = set()
     for step in range(1, 60):
         command = [sys.executable, "-c", KILLED, str(copied), what, str(step)]
-        code = subprocess.run(command, check=False, timeout=60).returncode
+        code = subprocess.run(
+            command, check=False, timeout=60, cwd=Path(__file__).parent
+        ).returncode
         now = content(copied / "two")
         seen.add(is_full(copied / "two") if what == "compact" else now == before)
         assert now == before or what == "snapshot"

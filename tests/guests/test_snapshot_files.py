@@ -147,25 +147,12 @@ def test_snapshot_replaces_a_snapshot_and_nothing_else(saved: Path, tmp_path: Pa
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pykvm.machine import Machine
-import pykvm.snapshot.save as save
-
-left = int(sys.argv[2])
-
-def dying(function):
-    def call(*arguments, **options):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-    return call
+from dying import die_at_step
 
 with Machine.restore(sys.argv[1]) as vm:
-    for name in ("mkdir", "truncate", "pwrite", "fsync", "fchmod", "rename", "write"):
-        setattr(os, name, dying(getattr(os, name)))
-    save.shutil.rmtree = dying(save.shutil.rmtree)
+    die_at_step(int(sys.argv[2]), "write")
     vm.snapshot(sys.argv[1])
 """
 
@@ -177,7 +164,9 @@ def test_killed_at_any_step_leaves_one_whole_snapshot(saved: Path, tmp_path: Pat
     generations = set()
     for step in range(1, 40):
         command = [sys.executable, "-c", KILLED, str(folder), str(step)]
-        code = subprocess.run(command, check=False, timeout=60).returncode
+        code = subprocess.run(
+            command, check=False, timeout=60, cwd=Path(__file__).parent
+        ).returncode
         with load(folder) as template:
             generations.add(template.generation)
         if code == 0:
