@@ -170,7 +170,7 @@ def test_a_guest_waits_for_a_back_end_that_is_started_again(
     config = MachineConfig(
         kernel=guest_programs.path("virtqueue"),
         memory=16 << 20,
-        cmdline="pci=1 count=4000",
+        cmdline="pci=1 count=4000 spare=4",  # a start of each, and twice when the first is lost
         disks=(DiskConfig("", vhost_user=str(tmp_path / "socket"), reconnect=1),),
     )
     with ExitStack() as stack:
