@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pykvm.debug.flight import FlightRecorder
-from pykvm.machine import RESUMABLE
+from pykvm.run import RESUMABLE
 
 if TYPE_CHECKING:
     from pykvm.machine import Machine

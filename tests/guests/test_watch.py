@@ -118,7 +118,7 @@ def test_ctrl_a_h_shows_the_keys() -> None:
 def test_a_vcpu_that_does_not_leave_the_guest_is_the_hosts_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pykvm.machine.LEAVE_S", 0.05)
+    monkeypatch.setattr("pykvm.run.LEAVE_S", 0.05)
     code = bytes.fromhex(SPIN)
     with Machine(MachineConfig(kernel=code, memory=2 << 20, mode=CpuMode.LONG)) as vm:
         vcpu = vm.vcpus[0]
