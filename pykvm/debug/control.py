@@ -4,7 +4,7 @@ Reached from the gdb stub (`target`) and from the Python view (`view`); vCPU thr
 every exit that KVM_SET_GUEST_DEBUG causes. Everything else runs on the thread that owns the
 machine. Source: Linux Documentation/virt/kvm/api.rst §4.87 KVM_SET_GUEST_DEBUG.
 
-A vCPU that is held waits in `Machine._park`, outside the guest. Before one goes on from a
+A vCPU that is held waits in `Parking.park`, outside the guest. Before one goes on from a
 breakpoint it makes a single step alone, with that breakpoint lifted; only then do the others start
 too.
 """
