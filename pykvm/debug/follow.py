@@ -11,7 +11,7 @@ import tempfile
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from pykvm.debug.live import Live, shares_terminal
+from pykvm.debug.live import Live, shares_output
 from pykvm.debug.trace import Tracer
 from pykvm.debug.tracefile import check_name
 from pykvm.errors import ConfigError
@@ -51,7 +51,7 @@ class Follower:
             self.tracer = resources.enter_context(Tracer(trace, stats=self._stats, hz=hz))
             self._resources = resources.pop_all()
         if args.stats == "live":
-            self.tracer.live = Live(shared=shares_terminal(args.serial))
+            self.tracer.live = Live(shared=shares_output(args.serial))
 
     def report(self) -> None:
         """After the run: the table on standard error, the picture, what is wrong with the trace."""

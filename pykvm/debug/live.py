@@ -1,8 +1,9 @@
 """``--stats=live``: what a machine does, about once a second, on standard error.
 
 Reached from `trace`, on the watcher's thread. Where standard error is a terminal of its own, a
-table is drawn over the one before. Where the guest's console is on the same terminal that would
-garble it: there, and in a file, it is a line a second, and never within one of the guest's lines.
+table is drawn over the one before. Where the guest's console goes to the same terminal that would
+garble it: there, and in a file or a pipe, it is a line a second, and never within one of the
+guest's lines.
 """
 
 from __future__ import annotations
@@ -20,18 +21,17 @@ BUSIEST: Final = 3  # kinds of exits in the one line
 UP_AND_CLEAR: Final = "\x1b[{lines}A\x1b[J"  # ECMA-48 CUU, ED
 
 
-def shares_terminal(serial: str) -> bool:
-    """Whether the console that `serial` asks for is on the terminal of standard error."""
-    if serial != "stdio":
-        return False
+def shares_output(serial: str) -> bool:
+    """Whether the console that `serial` asks for goes where standard error goes: to the same
+    terminal, file or pipe."""
     try:
-        return os.ttyname(1) == os.ttyname(2)
-    except OSError:
+        return serial == "stdio" and os.path.sameopenfile(1, 2)
+    except OSError:  # one of them is closed
         return False
 
 
 class Live:
-    """The display. `shared`: the guest's console is on the same terminal."""
+    """The display. `shared`: the guest's console goes the same way."""
 
     def __init__(self, *, shared: bool) -> None:
         self.shared = shared

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,7 +83,7 @@ def test_a_live_line_tells_rates_since_the_last_look(
     assert second == "pykvm: 3 s, 500 exits/s: out 0x3f8 serial 500/s"
 
 
-def test_a_shared_terminal_gets_no_line_within_one_of_the_guests(
+def test_a_shared_output_gets_no_line_within_one_of_the_guests(
     stats: ExitStats, capsys: pytest.CaptureFixture[str]
 ) -> None:
     live = Live(shared=True)
@@ -88,3 +91,14 @@ def test_a_shared_terminal_gets_no_line_within_one_of_the_guests(
     assert capsys.readouterr().err == ""
     live.show(2.0, stats, at_line_start=True)
     assert capsys.readouterr().err.startswith("pykvm: 2 s")
+
+
+@pytest.mark.parametrize(
+    ("stderr", "shared"), [(subprocess.STDOUT, True), (subprocess.DEVNULL, False)]
+)
+def test_a_console_and_messages_in_one_pipe_share_it(stderr: int, shared: bool) -> None:
+    asked = "from pykvm.debug.live import shares_output as f; print(f('stdio'), f('null'))"
+    said = subprocess.run(
+        [sys.executable, "-c", asked], stdout=subprocess.PIPE, stderr=stderr, check=True
+    )
+    assert said.stdout.decode().split() == [str(shared), "False"]
