@@ -13,7 +13,7 @@ from pykvm.errors import HostError
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 
@@ -74,6 +74,13 @@ def atomic_write(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink()
         raise
+
+
+def keep_newest(entries: Iterable[Path], count: int) -> None:
+    """Delete all but the `count` files that were made last."""
+    by_age = sorted(entries, key=lambda entry: entry.stat().st_ctime_ns)
+    for entry in by_age[:-count]:
+        entry.unlink()
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def lookup(key: str) -> Vmlinux | None:
 
 def store(key: str, data: bytes) -> None:
     """Make `data` the entry `key`; drop the oldest entries."""
-    from pykvm.cache import atomic_write
+    from pykvm.cache import atomic_write, keep_newest
 
     directory = _directory()
     if directory is None:
@@ -77,10 +77,7 @@ def store(key: str, data: bytes) -> None:
     with suppress(OSError):
         atomic_write(directory / key, data)
         os.utime(directory / key, ns=(_seal(key), _seal(key)))
-        entries = [entry for entry in directory.glob("[!.]*") if entry.is_file()]
-        entries.sort(key=lambda entry: entry.stat().st_ctime_ns)
-        for entry in entries[:-ENTRIES_MAX]:
-            entry.unlink()
+        keep_newest((each for each in directory.glob("[!.]*") if each.is_file()), ENTRIES_MAX)
 
 
 def recall(stamp: str) -> str | None:

@@ -12,12 +12,14 @@ Files". ::
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from hashlib import sha256
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from pykvm import cache
 from pykvm.boot.files import open_image
+from pykvm.boot.vmlinuxcache import ENTRIES_MAX
 from pykvm.debug import symbols
 from pykvm.debug.kallsyms import ABSOLUTE
 from pykvm.debug.symbols import ELF64_SYM, MAP_FUNCTIONS, SHN_ABS, STT_FUNC, STT_NOTYPE, STT_OBJECT
@@ -66,6 +68,8 @@ def write(kernel: Kernel, output: Path | None = None) -> Path:
     place = folder / f"{kernel.name}-{sha256(image.data).hexdigest()[:16]}"
     if not place.exists():
         cache.atomic_write(place, _of_linux(kernel, image))
+        with suppress(OSError):  # another pykvm may be at it too
+            cache.keep_newest(folder.glob("[!.]*"), ENTRIES_MAX)
     return place
 
 

@@ -76,3 +76,17 @@ def test_what_has_no_symbols_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_refused_by_its_option(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--output: .*Not a directory"):
         symbolfile.write(Kernel("x", path), path / "no" / "folder")
+
+
+def test_the_cache_keeps_the_newest_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(symbolfile, "ENTRIES_MAX", 2)
+    monkeypatch.setattr(symbols, "read_kernel", lambda image: SYMBOLS)
+    places = []
+    for number in range(3):
+        image = tmp_path / "kernel"
+        image.write_bytes(bytes([number]) * 100)
+        places.append(symbolfile.write(Kernel("x", image)))
+    assert [place.exists() for place in places] == [False, True, True]
