@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 TOP: Final = 10
 GAPS: Final = 5
 NOT_STARTED: Final = 0xFFF0  # where a CPU is between INIT and SIPI
+# How much the kernel says on its console, the last one counting (Linux init/main.c), and what is
+# too little for its phases, which it tells by pr_info().
+LOUDNESS: Final = re.compile(r"debug|quiet|loglevel=\d+")
+QUIET: Final = re.compile(r"quiet|loglevel=[0-6]")
 WORTH: Final = 0.001  # of the run: a cause that takes less is not told
 
 
@@ -130,8 +134,11 @@ def _phases(found: Findings) -> list[str]:
             f"{phase.name:{width}} {begins:8.3f} {takes:8.3f} {takes / found.seconds:8.1%} "
             f"{exits.count:9,}  {cost:>10}"
         )
-    if len(found.phases) == 1 and is_linux(found.trace):
-        text.append("(a Linux guest tells more phases without 'quiet' in --append)")
+    words = str(found.trace.machine.get("cmdline", "")).split()
+    loudness = [word for word in words if LOUDNESS.fullmatch(word)]
+    if loudness and QUIET.fullmatch(loudness[-1]) and is_linux(found.trace):
+        rest = " ".join(word for word in words if word not in loudness)
+        text.append(f"(the kernel tells its phases itself: --append '{rest} loglevel=7')")
     return text
 
 

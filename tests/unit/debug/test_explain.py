@@ -67,6 +67,20 @@ def test_a_console_that_says_nothing_known_is_one_phase(tmp_path: Path) -> None:
     assert phase.duration == pytest.approx(9.1e6, rel=0.01)
 
 
+def test_a_quiet_kernel_could_tell_more_phases(tmp_path: Path) -> None:
+    events = boot()
+    events[0]["args"]["cmdline"] = "console=ttyS0 quiet panic=-1 loglevel=4"
+    text = explain(Trace(write(tmp_path / "trace.json", events)), None)
+    assert "--append 'console=ttyS0 panic=-1 loglevel=7'" in text
+
+
+@pytest.mark.parametrize("loudness", ["", "quiet loglevel=7", "quiet debug"])
+def test_a_kernel_that_speaks_is_not_asked_to(tmp_path: Path, loudness: str) -> None:
+    events = boot()
+    events[0]["args"]["cmdline"] = f"console=ttyS0 {loudness}"
+    assert "tells its phases" not in explain(Trace(write(tmp_path / "t.json", events)), None)
+
+
 def test_the_most_expensive_exits_are_named_counted_and_placed(text: str) -> None:
     lines = text.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("the most expensive exits"))
