@@ -76,8 +76,8 @@ class Run:
         machine.tracer = tracer
         if tracer is not None:
             tracer.start(machine)
-        if machine.debugger and machine.config.wait_gdb:
-            machine.debugger.wait()
+        if machine.debugger:
+            machine.debugger.begin()
         started = time.monotonic()
         try:
             self._start_vcpus()

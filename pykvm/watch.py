@@ -69,7 +69,9 @@ class Watcher:
         if self._silent_at is not None:
             times.append(self._silent_at)
             self._listen(now)
-        if panic.seen:
+        if not panic.seen:
+            self._panic_at = None  # seen before the machine was reset
+        else:
             self._panic_at = self._panic_at or now
             times.append(self._panic_at + panic.grace_s)
             if now >= times[-1]:

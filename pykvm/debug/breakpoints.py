@@ -15,6 +15,7 @@ Read `host` for who needs which. Source: Intel SDM vol. 3B §17.2 "Debug Registe
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
@@ -238,6 +239,19 @@ class Breakpoints:
         if planted is not None:
             self._planted[gpa] = planted._replace(original=self._memory.read(gpa, 1))
             self._memory.write(gpa, planted.trap)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """The guest's memory as if there were none: for who copies it, or puts another in place."""
+        there = [p for p in self._planted.values() if self._memory.read(p.gpa, 1) == p.trap]
+        for planted in there:
+            self._restore(planted)
+        try:
+            yield
+        finally:
+            for planted in there:
+                self.replant(planted.gpa)
+            self.look()  # what changed meanwhile is no event
 
     # ── what the vCPUs are told, and what they tell ──────────────────────────────────────────
 

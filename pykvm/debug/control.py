@@ -241,6 +241,13 @@ class RunControl:
         for vcpu in self.machine.vcpus:
             self._arm(vcpu.id, step=False)
 
+    def start_over(self) -> None:
+        """The machine, which stands still, was taken back to another moment."""
+        self.forget()
+        self._again.clear()
+        with self._lock:
+            self._stops = []
+
     # ── on a vCPU's thread ───────────────────────────────────────────────────────────────────
 
     def on_exit(self, vcpu: Vcpu, exit: Any) -> bool:

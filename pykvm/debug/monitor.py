@@ -98,9 +98,16 @@ def _devices(machine: Machine, control: RunControl, vcpu: int, words: list[str])
 
 
 def _reset(machine: Machine, control: RunControl, vcpu: int, words: list[str]) -> str:
+    if machine.template is None:
+        return (
+            "this machine cannot be taken back: --fs, and --disk with format= or vhost-user=, are "
+            "served by\nother programs. Kill it, and start pykvm again with --wait-gdb"
+        )
+    machine.reset()
+    control.start_over()
     return (
-        "pykvm has no reset from gdb: the machine starts once. Kill it, and start pykvm again\n"
-        "with --wait-gdb; breakpoints set in gdb are set again when it connects."
+        "all is as it was before the machine ran; what was written to its disks stays. gdb shows "
+        "it after\nmaintenance flush register-cache"
     )
 
 
@@ -132,5 +139,5 @@ COMMANDS: Final[
     "regs": ("regs", "every vCPU: where it is, its segments and control registers", _registers),
     "msr": ("msr N", "a model-specific register", _msr),
     "devices": ("devices", "the devices, by port and by address", _devices),
-    "reset": ("reset", "not possible; says what to do instead", _reset),
+    "reset": ("reset", "the machine as it was before it ran, or was restored", _reset),
 }

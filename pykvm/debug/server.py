@@ -19,7 +19,8 @@ from pykvm.debug.control import RunControl, Stop
 from pykvm.debug.gdbstub import Stub
 from pykvm.debug.rsp import Framer, Kind, frame
 from pykvm.debug.target import MachineTarget
-from pykvm.errors import ConfigError
+from pykvm.errors import ConfigError, KvmError
+from pykvm.snapshot.template import template_of
 
 if TYPE_CHECKING:
     from pykvm.machine import Machine
@@ -138,10 +139,16 @@ class Server:
         """The machine is dead, but somebody is looking."""
         self._control.give_up(text)
 
-    def wait(self) -> None:
-        """Stop the machine before its first instruction, for a gdb that is to come."""
-        self._control.interrupt()
-        self._control.collect()
+    def begin(self) -> None:
+        """The machine is about to run: keep how it is, for ``monitor reset``, and with --wait-gdb
+        stop it before its first instruction."""
+        if self._machine.template is None:
+            # What other programs serve cannot be taken back: the monitor says so when asked.
+            with contextlib.suppress(ConfigError, KvmError):
+                template_of(self._machine)
+        if self._machine.config.wait_gdb:
+            self._control.interrupt()
+            self._control.collect()
 
     # ── on the watching thread ───────────────────────────────────────────────────────────────
 

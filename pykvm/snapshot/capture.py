@@ -55,7 +55,8 @@ CLOCKS: Final = ("stay", "step")
 @contextlib.contextmanager
 def at_rest(machine: Machine) -> Iterator[None]:
     """The machine at rest: no vCPU runs, no device serves, nothing is under way."""
-    with machine.paused():
+    bare = machine.control.breakpoints.lifted() if machine.control else contextlib.nullcontext()
+    with machine.paused(), bare:
         for vcpu in machine.vcpus:
             vcpu.settle()
         machine.empty_console()

@@ -216,11 +216,11 @@ def _current(machine: Machine) -> Template | None:
 
 def _take(machine: Machine) -> Template:
     """Take a template of a machine at rest."""
-    fd, layers = _current_memory(machine)
+    parts, written = overlays.capture_all(machine)  # first: it may refuse
     try:
-        parts, written = overlays.capture_all(machine)
+        fd, layers = _current_memory(machine)
     except BaseException:
-        close_files(fd, layers)
+        overlays.close(written)
         raise
     template = Template(
         machine.config,

@@ -17,6 +17,7 @@ import pytest
 
 from pykvm import Machine, MachineConfig, guest_programs
 from pykvm.boot.entry import CpuMode
+from pykvm.debug.breakpoints import Kind as Breakpoint
 from pykvm.debug.rsp import Framer, Kind, frame
 from pykvm.errors import ConfigError
 from pykvm.outcome import Outcome, Reason
@@ -100,16 +101,40 @@ def test_gdb_sees_and_sets_registers_of_every_kind(gdb: Gdb) -> None:
 def test_monitor_tells_what_packets_do_not(gdb: Gdb) -> None:
     told, end = gdb(
         "hello-elf64", "monitor pt $pc", "monitor msr 0xc0000080", "monitor devices",
-        "monitor phys 0x600 32", "monitor regs", "monitor reset", "monitor pt", "monitor xyz",
+        "monitor phys 0x600 32", "monitor regs", "monitor pt", "monitor xyz",
         "maintenance packet Qqemu.PhyMemMode:1", "x/1gx 0x9000", "kill",
     )  # fmt: skip
     for expected in (
         "4-level paging, CR3 at 0x9000", "PML4E[0]", "large page", "= 0x500", "ACPI PM1a",
-        "ff ff 00 00 00 9b af 00", "ring 0, interrupts off", "pykvm has no reset from gdb",
+        "ff ff 00 00 00 9b af 00", "ring 0, interrupts off",
         "usage: monitor pt ADDR", "'monitor help' lists", "0x9000:\t0x000000000000a0",
     ):  # fmt: skip
         assert expected in told, told
     assert end.returncode == 0
+
+
+def test_monitor_reset_takes_the_machine_back_to_its_beginning(gdb: Gdb) -> None:
+    fresh = ("maintenance flush register-cache", "print/x $pc")
+    told, end = gdb(
+        "hello-elf64", "print/x $pc", "break main", "continue", "monitor reset", *fresh,
+        "continue", "delete", "stepi 20", "monitor reset", *fresh, "continue",
+    )  # fmt: skip
+    assert re.findall(r"^\$\d = (0x\w+)", told, re.MULTILINE) == ["0x10039a"] * 3, told
+    assert told.count("Breakpoint 1, 0x") == 2
+    assert "exited normally" in told
+    assert end.stdout.count("ok: the memory map has memory") == 1
+
+
+def test_a_reset_starts_the_other_vcpus_again(gdb: Gdb) -> None:
+    last_check = ("ignore 1 2", "continue", "info threads")
+    told, end = gdb(
+        "smp", "break check", *last_check, "monitor reset", "maintenance flush register-cache",
+        "info threads", *last_check, "delete", "continue", options=("-c", "2"),
+    )  # fmt: skip
+    running, waiting = r'Thread 2 "vCPU 1" \(vCPU 1 \[(running|halted)', "vCPU 1 [waits for INIT]"
+    assert len(re.findall(running, told)) == 2, told
+    assert told.count(waiting) == 1, told
+    assert end.stdout.endswith("2 CPUs\nok: all of them run\n"), end
 
 
 def test_two_vcpus_are_two_threads(gdb: Gdb) -> None:
@@ -462,6 +487,19 @@ def test_noise_on_the_line_is_survived(start: Any) -> None:
         replies.append(client.receive())
     assert client.ask(b"c") == b"W07"
     assert run.end().code == 7
+
+
+def test_a_copy_of_the_machine_has_no_breakpoint_in_its_memory() -> None:
+    config = MachineConfig(kernel=guest_programs.path("hello-elf64"), memory=16 << 20)
+    with Machine(config) as vm:
+        main = vm.symbols["main"]
+        before = vm.memory.read(main, 8)
+        for at in range(main, main + 8):  # more than there are debug registers
+            vm.run_control().breakpoints.insert(Breakpoint.SOFTWARE, at, 1)
+        planted = vm.memory.read(main, 8)
+        with vm.fork() as copy:
+            assert copy.memory.read(main, 8) == before
+        assert vm.memory.read(main, 8) == planted != before
 
 
 @pytest.mark.parametrize("spec", ["", "gdb", "1234x", "localhost:", "65536", "-1", "unix:"])
