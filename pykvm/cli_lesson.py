@@ -5,6 +5,7 @@ Reached from `cli_parser`. Read `lessons` for what a lesson is.
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pykvm.lessons.page import Block, host_side
 if TYPE_CHECKING:
     from pykvm.lessons.exercise import Exercise
 
+PICTURE = re.compile(r"!\[([^]]*)\]\(([^)]+)\)")  # Markdown's
 DESCRIPTION = """\
 A course in twelve lessons, from a virtual machine in one file to booting Linux. Without LESSON,
 they are listed. Each runs on this host's /dev/kvm: press Enter to go on."""
@@ -60,8 +62,10 @@ def _list() -> int:
 
 
 def _play(lessons: tuple[Lesson, ...], wait: bool) -> int:
+    from pykvm.kvm import Kvm
     from pykvm.lessons.play import BrokenPromiseError, play
 
+    Kvm().close()  # without KVM, say what to do before the first page does not work
     for lesson in lessons:
         try:
             play(lesson, _show, _wait if wait else lambda: None)
@@ -85,13 +89,17 @@ def _show(block: Block) -> None:
     if block.kind == "heading":
         print(f"\n── {block.text} ".ljust(78, "─"))
     elif block.kind == "text":
-        print(f"\n{block.text}", end="")
+        print(f"\n{PICTURE.sub(_name_picture, block.text)}", end="")
     else:
         print()
         if block.title:
             print(f"    [{block.title}]")
         print("".join(f"    {line}\n" for line in block.text.splitlines()), end="")
     sys.stdout.flush()
+
+
+def _name_picture(found: re.Match[str]) -> str:
+    return f"[picture: {found[1]}\n {(pages_folder() / found[2]).resolve().as_uri()}]"
 
 
 def _wait() -> None:
@@ -111,6 +119,10 @@ def _exercise(lesson: Lesson, args: Namespace) -> int:
     if args.solution:
         print(exercise.solved(lesson.path), end="")
         return 0
+    for option, file in (("--begin", args.begin), ("--check", args.check)):
+        kind = Path(exercise.start).suffix
+        if file is not None and file.suffix != kind:
+            raise ConfigError(f"{option}: {file}: its name must end in {kind}, for the compiler")
     print(exercise.task)
     if args.begin:
         return _begin(lesson.path / exercise.start, args.begin)

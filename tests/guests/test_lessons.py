@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from pykvm.cli import main
 from pykvm.lessons import LESSONS, Lesson
 from pykvm.lessons.exercise import Exercise, NotSolvedError, exercises
 from pykvm.lessons.play import play
@@ -21,6 +23,23 @@ each_exercise = pytest.mark.parametrize(
 @by_number
 def test_a_page_prints_what_it_promises(lesson: Lesson) -> None:
     play(lesson, show=lambda block: None)
+
+
+def test_a_lesson_on_the_terminal_names_its_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lesson", "2", "--all"]) == 0
+    said = capsys.readouterr().out
+    place = re.search(r"\[picture: A byte's way .*\n file://(\S+)\]", said)
+    assert place, said
+    assert Path(place[1]).is_file()
+    assert "pykvm lesson 3" in said
+
+
+@pytest.mark.parametrize("option", ["--begin", "--check"])
+def test_an_exercise_is_done_in_a_file_of_its_kind(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
+) -> None:
+    assert main(["lesson", "2", option, str(tmp_path / "my.txt")]) == 125
+    assert f"{option}: {tmp_path}/my.txt: its name must end in .S" in capsys.readouterr().err
 
 
 @each_exercise
