@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,18 @@ def test_a_structure_is_laid_out_as_by_hand(name: str) -> None:
         assert about.offset == getattr(by_hand, field).offset, field
 
 
-def test_the_first_lesson_has_the_same_structures() -> None:
+@pytest.fixture(scope="module")
+def lesson() -> dict[str, type[ctypes.Structure]]:
+    """What the first lesson defines."""
     source = (PATH / "host.py").read_text().partition("\nkvm = ")[0]  # without what it does
-    lesson: dict[str, type[ctypes.Structure]] = {}
-    exec(source, lesson)  # type: ignore[arg-type]
+    names: dict[str, type[ctypes.Structure]] = {}
+    exec(source, names)  # type: ignore[arg-type]
+    return names
+
+
+def test_the_first_lesson_has_the_same_structures(
+    lesson: dict[str, type[ctypes.Structure]],
+) -> None:
     for short, name in (
         ("Region", "kvm_userspace_memory_region"),
         ("Regs", "kvm_regs"),
@@ -56,3 +65,25 @@ def test_the_first_lesson_has_the_same_structures() -> None:
         ]
         assert places[0] == places[1], name
         assert ctypes.sizeof(lesson[short]) == ctypes.sizeof(STRUCTURES[name])
+
+
+def test_the_first_lesson_finds_kvm_run_where_the_header_has_it(
+    lesson: dict[str, type[ctypes.Structure]], tmp_path: Path
+) -> None:
+    places = {
+        f"{inside}{field}": outside + getattr(made, field).offset
+        for made, inside, outside in (
+            (lesson["Run"], "", 0),
+            (lesson["Io"], "io.", lesson["Run"].io.offset),
+        )
+        for field, *_ in made._fields_
+        if field != "padding"
+    }
+    assert len(places) == 14
+    asserts = "".join(
+        f'_Static_assert(offsetof(struct kvm_run, {field}) == {at}, "{field}");\n'
+        for field, at in places.items()
+    )
+    source = tmp_path / "places.c"
+    source.write_text(f"#include <linux/kvm.h>\n#include <stddef.h>\n{asserts}")
+    subprocess.run(["gcc", "-fsyntax-only", source], check=True)
