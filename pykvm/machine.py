@@ -376,6 +376,11 @@ class Machine:
             self.template.close()
             self.template = None
 
+    def __repr__(self) -> str:
+        from pykvm.debug import view
+
+        return view.summary(self)
+
     def __enter__(self) -> Self:
         return self
 

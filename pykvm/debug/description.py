@@ -183,10 +183,18 @@ def _feature(name: str, registers: list[Register]) -> str:
     return f'<feature name="{name}">{types}{rows}</feature>'
 
 
+def flags(kind: str, value: int) -> str:
+    """The names of the bits set in a register of a `kind` in FLAGS."""
+    return " ".join(name for name, bit in _bits(kind) if value >> int(bit) & 1)
+
+
+def _bits(kind: str) -> list[list[str]]:
+    return [field.split(":") for field in FLAGS[kind].split()]
+
+
 def _flags(register: Register) -> str:
     fields = ""
-    for field in FLAGS[register.type].split():
-        name, _, bit = field.partition(":")
+    for name, bit in _bits(register.type):
         fields += f'<field name="{name}" start="{bit}" end="{bit}"/>'
     return f'<flags id="{register.type}" size="{register.bits // 8}">{fields}</flags>'
 

@@ -6,14 +6,19 @@ while `run` does not run. Read `control`, which gdb's stub uses too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from html import escape
+from typing import TYPE_CHECKING, Any, Final
 
 from pykvm.debug.breakpoints import Kind
 from pykvm.debug.control import Stop
+from pykvm.debug.description import flags
 from pykvm.debug.registers import PLACES, RegisterFile
 from pykvm.errors import ConfigError
+from pykvm.layout import MIB
 from pykvm.lean import Record
 from pykvm.outcome import Outcome, Reason
+from pykvm.report import where
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +35,7 @@ SHOWN = (
     ("rip", "rflags", "cr2", "cr3"),
     ("cr0", "cr4", "efer", "cs"),
 )
+SPELLED: Final = {"rflags": "i386_eflags", "cr0": "cr0", "cr4": "cr4", "efer": "efer"}  # bits named
 
 
 class Registers:
@@ -48,6 +54,8 @@ class Registers:
     def __setattr__(self, name: str, value: int) -> None:
         if name not in PLACES:
             raise AttributeError(f"no register is called {name!r}")
+        if value.bit_length() > 8 * PLACES[name].size:
+            raise ValueError(f"{name} has {8 * PLACES[name].size} bits: {value:#x} does not fit")
         RegisterFile(self._vcpu).set(name, value)
 
     def __dir__(self) -> list[str]:
@@ -55,7 +63,8 @@ class Registers:
 
     def __repr__(self) -> str:
         file = RegisterFile(self._vcpu)
-        return "\n".join("  ".join(f"{n:>6} {file.get(n):016x}" for n in row) for row in SHOWN)
+        rows = ["  ".join(f"{n:>6} {file.get(n):016x}" for n in row) for row in SHOWN]
+        return "\n".join([*rows, "  ".join(f"{n:>6} [{bits}]" for n, bits in _spelled(file))])
 
     def _repr_html_(self) -> str:
         file = RegisterFile(self._vcpu)
@@ -63,7 +72,15 @@ class Registers:
             "<tr>" + "".join(f"<th>{n}</th><td><code>{file.get(n):x}</code></td>" for n in row)
             for row in SHOWN
         )
+        rows += "".join(
+            f"<tr><th>{n}</th><td colspan=7>{bits}</td></tr>" for n, bits in _spelled(file)
+        )
         return f"<table>{rows}</table>"
+
+
+def _spelled(file: RegisterFile) -> list[tuple[str, str]]:
+    """The registers of bits, with the names of those that are set."""
+    return [(name, flags(kind, file.get(name))) for name, kind in SPELLED.items()]
 
 
 class Instruction(Record):
@@ -87,11 +104,25 @@ class Listing(tuple[Instruction, ...]):
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td><code>{i.address:#x}</code></td><td>{i.symbol or ''}</td>"
+            f"<tr><td><code>{i.address:#x}</code></td><td>{escape(i.symbol or '')}</td>"
             f"<td><code>{i.code.hex(' ')}</code></td><td><code>{i.text}</code></td></tr>"
             for i in self
         )
         return f"<table>{rows}</table>"
+
+
+def summary(machine: Machine) -> str:
+    """What `machine` is and where it stands, in a line: its repr."""
+    config = machine.config
+    kernel = f"{len(config.kernel)} bytes" if isinstance(config.kernel, bytes) else config.kernel
+    vcpus = f"{config.cpus} vCPU{'s' * (config.cpus > 1)}"
+    what = f"{os.path.basename(kernel)}, {vcpus}, {config.memory // MIB} MiB"
+    if not machine.vcpus:
+        return f"<Machine {what}: closed>"
+    if not machine.parking.is_empty():
+        return f"<Machine {what}: running>"
+    places = "; ".join(where(machine, vcpu)[0] for vcpu in machine.vcpus)
+    return f"<Machine {what}: {places}>"
 
 
 def disassemble(machine: Machine, gva: int | str | None, count: int, vcpu: int) -> Listing:
@@ -118,9 +149,9 @@ def disassemble(machine: Machine, gva: int | str | None, count: int, vcpu: int) 
     )  # fmt: skip
 
 
-def address(machine: Machine, where: int | str) -> int:
+def address(machine: Machine, place: int | str) -> int:
     """An address, or a symbol's. Raises `KeyError` for a name that is none."""
-    return machine.symbols[where] if isinstance(where, str) else where
+    return machine.symbols[place] if isinstance(place, str) else place
 
 
 def _control(machine: Machine) -> RunControl:
@@ -168,16 +199,16 @@ def step(machine: Machine, count: int, vcpu: int) -> Stop | Outcome:
 
 def run_until(
     machine: Machine,
-    where: int | str | Callable[[Machine], Any],
+    place: int | str | Callable[[Machine], Any],
     timeout: float | None,
     vcpu: int,
 ) -> Stop | Outcome:
-    """Until an instruction at `where` is next, or `where(machine)` is true after one of vCPU's."""
+    """Until an instruction at `place` is next, or `place(machine)` is true after one of vCPU's."""
     control = _control(machine)
     plan = dict.fromkeys(range(len(machine.vcpus)), False)
-    if callable(where):
+    if callable(place):
         plan[vcpu] = True
-        control.next_step = lambda _: not where(machine)
+        control.next_step = lambda _: not place(machine)
     else:
-        control.breakpoints.insert(Kind.SOFTWARE, address(machine, where), 1)
+        control.breakpoints.insert(Kind.SOFTWARE, address(machine, place), 1)
     return _run(machine, control, plan, timeout)

@@ -89,10 +89,23 @@ def test_registers_are_named_shown_and_set() -> None:
         assert f"rip {LOOP + 11:016x}" in repr(regs)
         assert "cr3" in dir(regs)
         assert "<th>rip</th>" in regs._repr_html_()
+        assert " efer [LME LMA]" in repr(regs)
         with pytest.raises(AttributeError, match="nosuch"):
             regs.nosuch = 1
+        with pytest.raises(ValueError, match="cs has 16 bits: 0x10000 does not fit"):
+            regs.cs = 0x10000
         assert vm.run(timeout=20).code == 7
         assert vm.memory.read(COUNTER, 1) == b"\0"
+
+
+def test_a_machine_says_what_it_is_and_where_it_stands() -> None:
+    with machine(cpus=2) as vm:
+        assert repr(vm).startswith("<Machine 25 bytes, 2 vCPUs, 2 MiB: vCPU 0: at 0x100000, 64-bit")
+        seen = []
+        vm.pio(0x5F8)(lambda offset, size, value: seen.append(repr(vm)) or vm.stop())
+        vm.run(timeout=20)
+        assert seen == ["<Machine 25 bytes, 2 vCPUs, 2 MiB: running>"]
+    assert repr(vm) == "<Machine 25 bytes, 2 vCPUs, 2 MiB: closed>"
 
 
 def test_a_walk_agrees_with_kvm() -> None:
