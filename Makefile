@@ -24,7 +24,7 @@ TEST_NEEDS := clang=clang iasl=acpica-tools cpio=cpio git=git qemu-img=qemu-util
               qemu-storage-daemon=qemu-system-common busybox=busybox-static passt=passt gdb=gdb ip=iproute2
 SOAK_NEEDS := fio=fio kexec=kexec-tools lspci=pciutils node=nodejs debootstrap=debootstrap mke2fs=e2fsprogs \
               iperf3=iperf3 sfdisk=fdisk mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools \
-              mksquashfs=squashfs-tools dmsetup=dmsetup stress-ng=stress-ng
+              mksquashfs=squashfs-tools dmsetup=dmsetup stress-ng=stress-ng lldb=lldb
 FUZZ_NEEDS = $(shell clang -print-resource-dir)/lib/linux/libclang_rt.fuzzer-x86_64.a=libclang-rt-dev
 
 .PHONY: demo test fuzz soak docs clean host-for-demo host-for-test host-for-soak host-for-fuzz

@@ -327,6 +327,7 @@ class Machine:
     def forget_run(self) -> None:
         """As if it had not run: for a machine that was taken back to where it had not."""
         self._run.forget()
+        self._symbols = None  # KASLR may put a kernel elsewhere next time
         self.panic = PanicWatch()
         self.console_log.clear()
         self.unread_input.clear()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pykvm.debug.control import RunControl
     from pykvm.machine import Machine
 
+TEXT: Final = "_text"  # a Linux kernel's first symbol
 PHYS_MAX: Final = 1024  # bytes of one `monitor phys`
 
 
@@ -97,6 +98,25 @@ def _devices(machine: Machine, control: RunControl, vcpu: int, words: list[str])
     return "\n".join(lines)
 
 
+def _kaslr(machine: Machine, control: RunControl, vcpu: int, words: list[str]) -> str:
+    """Linux Documentation/arch/x86/boot.rst has the decompressor choose where the kernel runs."""
+    from pykvm.boot.files import open_image
+    from pykvm.debug.symbols import read_kernel
+
+    linked = {name: at for at, _, name in read_kernel(open_image(machine.config.kernel))}
+    if TEXT not in linked:
+        return "the image is no Linux kernel with kallsyms"
+    if TEXT not in machine.symbols:
+        return "the kernel is not in memory yet: ask again when it has begun to run"
+    offset = machine.symbols[TEXT] - linked[TEXT]
+    if not offset:
+        return "the kernel runs where it is linked"
+    return (
+        f"the kernel runs {offset:#x} above where it is linked; for gdb:\n"
+        f"symbol-file -o {offset:#x} FILE"
+    )
+
+
 def _reset(machine: Machine, control: RunControl, vcpu: int, words: list[str]) -> str:
     if machine.template is None:
         return (
@@ -139,5 +159,6 @@ COMMANDS: Final[
     "regs": ("regs", "every vCPU: where it is, its segments and control registers", _registers),
     "msr": ("msr N", "a model-specific register", _msr),
     "devices": ("devices", "the devices, by port and by address", _devices),
+    "kaslr": ("kaslr", "how far from where it was linked a Linux kernel runs", _kaslr),
     "reset": ("reset", "the machine as it was before it ran, or was restored", _reset),
 }

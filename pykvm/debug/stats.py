@@ -139,7 +139,7 @@ class ExitStats(NamedTuple):
         """`ns` as a part of the time that all vCPUs had."""
         return ns / 1e9 / max(self.seconds * self.vcpus, 1e-9)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join([*self._head(), *self._table(), *self._kvm_lines()])
 
     def _head(self) -> list[str]:

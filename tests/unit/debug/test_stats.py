@@ -62,6 +62,11 @@ def test_the_table_names_devices_and_leaves_kicks_out_of_the_exits(stats: ExitSt
     assert "halt_wait 5 ms" in text
 
 
+def test_a_repl_shows_the_table(stats: ExitStats) -> None:
+    assert repr(stats) == str(stats)
+    assert "io_exits" in repr(stats)
+
+
 def test_many_kinds_of_exits_end_in_one_line(stats: ExitStats) -> None:
     rows = [row("IO", port, 1, 100) for port in range(100)]
     assert "76 more kinds" in str(stats._replace(rows=rows))
