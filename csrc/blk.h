@@ -26,8 +26,9 @@ struct pk_blk {
     uint32_t logged;
     struct pk_iothread io;
     struct pk_uring ring;
-    uint32_t in_flight;      /* in the ring */
-    uint64_t waits_until_ns; /* until then, a write is expected to wait */
+    uint32_t in_flight;               /* in the ring */
+    uint64_t waits_until_ns;          /* until then, a write to a disk is expected to wait */
+    int in_memory, overlay_in_memory; /* the file, the overlay's file */
     struct pk_limiter limiter;
     int starved;    /* a queue may have chains that no request was free for, or no token */
     uint32_t first; /* the queue to be served first when that is over */

@@ -113,13 +113,21 @@ static int64_t transfer_rest(struct pk_blk *b, struct pk_blk_request *r, uint64_
                             is_write ? write_flags(b) : 0);
 }
 
-/* Whether a write is but a copy into the page cache: whole pages, and nobody waits for the disk.
- * Most file systems cannot promise io_uring that such a write will not wait, so it wakes a thread
- * for each, which costs more than the copy. */
+static int is_in_memory(const struct pk_blk *b, const struct pk_blk_request *r)
+{
+    return r->fd == b->config.fd ? b->in_memory : b->overlay_in_memory;
+}
+
+/* Whether a transfer is but a copy: of whole pages into the page cache, when nobody waits for the
+ * disk, or to and from a file in memory. Most file systems cannot promise io_uring that such a
+ * write will not wait, nor tmpfs that a read will not: it wakes a thread for each, which costs more
+ * than the copy. */
 static int is_copy(const struct pk_blk *b, const struct pk_blk_request *r)
 {
-    return r->type == VIRTIO_BLK_T_OUT && b->config.align == 1 && (r->at | r->len) % PAGE == 0 &&
-           write_flags(b) == 0 && pk_now_ns() >= b->waits_until_ns;
+    if (b->config.align != 1)
+        return 0;
+    return is_in_memory(b, r) || (r->type == VIRTIO_BLK_T_OUT && (r->at | r->len) % PAGE == 0 &&
+                                  write_flags(b) == 0 && pk_now_ns() >= b->waits_until_ns);
 }
 
 /* Copy, and tell of a large one at once: the driver can make its next request during the next copy.

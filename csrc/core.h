@@ -21,6 +21,8 @@ typedef int pk_access_fn(void *device, uint64_t offset, uint32_t size, int is_wr
 int pk_bus_add(struct pk_bus *bus, int space, uint64_t base, uint64_t len, pk_access_fn *access,
                void *device);
 
+/* Whether its bytes are in memory and nowhere else: a file of tmpfs. */
+int pk_file_is_in_memory(int fd);
 /* Make zeroes of a piece of a file, and of its blocks a hole, if it can be, when `unmap`. */
 int pk_file_clear(int fd, off_t at, off_t len, int unmap);
 /* Read, or write with pwritev2()'s `flags`, until `iov` is used up, which is changed on the way.

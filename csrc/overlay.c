@@ -154,6 +154,11 @@ static uint64_t total(const struct iovec *iov, uint32_t num)
     return len;
 }
 
+int pk_overlay_fd(const struct pk_overlay *o)
+{
+    return o->config.fd;
+}
+
 int pk_overlay_find(const struct pk_overlay *o, uint64_t len, int to_write, int *fd, uint64_t *at)
 {
     int there = is_there(o, *at / CLUSTER);

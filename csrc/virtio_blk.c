@@ -137,6 +137,8 @@ int pk_blk_create(const struct pk_blk_config *config, struct pk_blk **ret)
         return -ENOMEM;
     b->config = *config;
     b->writeback = 1;
+    b->in_memory = pk_file_is_in_memory(config->fd);
+    b->overlay_in_memory = config->overlay && pk_file_is_in_memory(pk_overlay_fd(config->overlay));
     pk_limiter_init(&b->limiter, &config->limits);
     b->ring.fd = -1; /* begin() opens it */
     b->requests = calloc(REQUESTS, sizeof(*b->requests));

@@ -1,5 +1,5 @@
-/* The disk's data plane, through its thread: a driver's requests and the answers, by io_uring and
- * without it. */
+/* The disk's data plane, through its thread: a driver's requests and the answers, by io_uring,
+ * without it, and of a file in memory. */
 #include "driver.h"
 
 #include "ratelimit.h"
@@ -23,7 +23,8 @@ static struct pk_interrupt *irq;
 static struct pk_queue queues[1];
 static int call_fd;
 static int no_uring;
-static char path[] = "/tmp/disk-XXXXXX";
+static const char *folder;
+static char path[32];
 
 static void start(void)
 {
@@ -38,7 +39,7 @@ static void start(void)
 
 static void setup(void)
 {
-    memcpy(path, "/tmp/disk-XXXXXX", sizeof(path));
+    snprintf(path, sizeof(path), "%s/disk-XXXXXX", folder);
     int fd = mkstemp(path);
     CHECK(fd >= 0);
     for (uint32_t sector = 0; sector < SECTORS; sector++) {
@@ -597,7 +598,9 @@ static void every_queue_gets_its_turn_at_a_limited_disk(void)
 
 int main(void)
 {
-    for (no_uring = 0; no_uring < 2; no_uring++) {
+    for (int way = 0; way < 3; way++) {
+        no_uring = way == 1;
+        folder = way == 2 ? "/dev/shm" : "/tmp";
         RUN(a_read_gives_the_files_bytes);
         RUN(a_write_is_in_the_file);
         RUN(what_is_outside_the_disk_is_an_error);
