@@ -85,7 +85,7 @@ class Blk(VirtioDevice):
             if not config.format:
                 _refuse_image(config.path)
             lock_file(self._fd, config)
-            self.sectors = os.lseek(self._fd, 0, os.SEEK_END) // SECTOR
+            self.sectors = _count_sectors(self._fd, config.path)
             self.block_size = _block_size(self._fd) if config.cache == "none" else SECTOR
             self.overlay = self._open_overlay()
             self._handle = self._create()
@@ -289,6 +289,25 @@ def lock_file(fd: int, config: DiskConfig) -> None:
         ) from None
     except OSError:
         return  # a file system without locks
+
+
+def _count_sectors(fd: int, path: str) -> int:
+    """Raises `ConfigError` for none at all; says so when there is a part of one behind them."""
+    sectors, rest = divmod(os.lseek(fd, 0, os.SEEK_END), SECTOR)
+    if sectors == 0:
+        raise ConfigError(
+            f"--disk: {path} has no sector, which is {SECTOR} bytes; give it a size, as in "
+            f"truncate -s 1G {path}"
+        )
+    if rest:
+        import sys
+
+        print(
+            f"pykvm: --disk: {path}: the guest does not see its last {rest} bytes, which are not a "
+            f"whole sector; truncate -s %{SECTOR} {path} would add what they lack",
+            file=sys.stderr,
+        )
+    return sectors
 
 
 def _block_size(fd: int) -> int:

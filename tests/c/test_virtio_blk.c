@@ -26,7 +26,7 @@ static int no_uring;
 static const char *folder;
 static char path[32];
 
-static void start(void)
+static void create(void)
 {
     queues[0] = (struct pk_queue){.virtq = queue, .kick_fd = eventfd(0, EFD_NONBLOCK)};
     call_fd = eventfd(0, 0);
@@ -34,6 +34,11 @@ static void start(void)
     pk_interrupt_set_fd(irq, 0, call_fd);
     pk_interrupt_set_fd(irq, 1, call_fd);
     CHECK_EQ(pk_blk_create(&config, &blk), 0);
+}
+
+static void start(void)
+{
+    create();
     CHECK_EQ(pk_blk_start(blk, queues, 1, irq), 0);
 }
 
@@ -585,8 +590,7 @@ static void every_queue_gets_its_turn_at_a_limited_disk(void)
         describe_at(DESC + at + 16, STATUS, 1, WRITE, 0);
         put16(AVAIL + at + 2, CHAINS); /* head 0, five times */
     }
-    start();
-    pk_blk_stop(blk);
+    create();
     struct pk_queue both[2] = {queues[0], {.virtq = second, .kick_fd = queues[0].kick_fd}};
     CHECK_EQ(pk_blk_start(blk, both, 2, irq), 0);
     while (get16(USED + 2) + get16(USED + SECOND + 2) < CHAINS)

@@ -86,6 +86,27 @@ def test_a_file_that_cannot_be_opened_is_the_users_mistake(tmp_path: Path) -> No
                 Blk(memory, DiskConfig(str(path)))
 
 
+@pytest.mark.parametrize("size", [0, 511])
+def test_a_file_without_a_sector_is_no_disk(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(size))
+    with GuestMemory(4096) as memory, pytest.raises(ConfigError, match="has no sector"):
+        Blk(memory, DiskConfig(str(path)))
+
+
+def test_bytes_behind_the_last_sector_are_not_left_out_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "disk"
+    for size, said in ((1024, ""), (1100, "does not see its last 76 bytes")):
+        path.write_bytes(bytes(size))
+        with GuestMemory(4096) as memory:
+            Blk(memory, DiskConfig(str(path))).close()
+        error = capsys.readouterr().err
+        assert said in error
+        assert bool(said) == bool(error)
+
+
 def test_the_driver_learns_the_size_in_sectors(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(3 * 512 + 100))
