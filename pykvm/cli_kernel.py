@@ -1,8 +1,8 @@
-"""`pykvm kernel`: fetch a kernel, build one, list those there are, name their functions.
+"""`pykvm kernel`: fetch a kernel, build one, list those there are; symbols and headers of one.
 
-Reached from `cli`. fetch, build and symbols print a path on standard output and all else on
-standard error, so ``pykvm boot "$(pykvm kernel fetch 6.1)"`` works. Read `boot.kernels` for the
-search order and the patterns, `debug.symbolfile` for the file that symbols makes.
+Reached from `cli`. All but ls print a path on standard output and all else on standard error, so
+``pykvm boot "$(pykvm kernel fetch 6.1)"`` works. Read `boot.kernels` for the search order and the
+patterns, `debug.symbolfile` for the file that symbols makes, `boot.headers` for what headers has.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def add_parser(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Add the parser of `pykvm kernel` and its commands."""
     parser = subparsers.add_parser(
         "kernel",
-        help="fetch, build and list kernels, give gdb their symbols",
+        help="fetch, build and list kernels; their symbols for gdb, headers for modules",
         description=DESCRIPTION,
     )
-    commands = parser.add_subparsers(metavar="fetch|build|symbols|ls", required=True)
+    commands = parser.add_subparsers(metavar="fetch|build|symbols|headers|ls", required=True)
 
     fetch = commands.add_parser(
         "fetch",
@@ -76,6 +76,18 @@ def add_parser(subparsers: _SubParsersAction[ArgumentParser]) -> None:
         "--output", "-o", metavar="FILE", help="where to write it (default: pykvm's cache)"
     )
     symbols.set_defaults(func=_symbols)
+
+    headers = commands.add_parser(
+        "headers",
+        help="download what a kernel's modules are compiled against",
+        description="Download the headers of KERNEL, one of Debian's, into the cache, unless they "
+        "are installed or there. Needs no root. Prints the path of the folder for make: "
+        'make -C "$(pykvm kernel headers 6.12)" M="$PWD" modules.',
+    )
+    headers.add_argument(
+        "kernel", metavar="KERNEL", nargs="?", help="what 'pykvm boot' takes; default: its default"
+    )
+    headers.set_defaults(func=_headers)
 
     ls = commands.add_parser("ls", help="list the kernels there are, newest first")
     ls.add_argument("--json", action="store_true", help="as JSON, sizes in bytes")
@@ -128,6 +140,19 @@ def _symbols(args: Namespace) -> int:
     kernel = kernel_at(Path(find_or_fetch(args.kernel)))
     output = Path(args.output) if args.output else None
     print(symbolfile.write(kernel, output))
+    return 0
+
+
+def _headers(args: Namespace) -> int:
+    from pathlib import Path
+
+    from pykvm.boot.headers import headers
+    from pykvm.boot.kernels import kernel_at
+
+    kernel = kernel_at(Path(find_or_fetch(args.kernel)))
+    with Report() as report:
+        folder = headers(kernel, report.progress, report.note)
+    print(folder)
     return 0
 
 

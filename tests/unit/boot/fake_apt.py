@@ -35,6 +35,11 @@ case " $* " in
         cp $here/source.tar "$3/usr/src/linux-source-6.12.tar.xz"
         exit
     fi
+    case $package in linux-headers-*)
+        mkdir -p "$3/usr/src/$package"
+        echo "include /usr/src/linux-headers-common/Makefile" > "$3/usr/src/$package/Makefile"
+        exit ;;
+    esac
     release=${{package#linux-image-}}
     mkdir -p "$3/boot" "$3/lib/modules/$release"
     [ "$package" = linux-image-1.2.3-empty ] || echo "$package" > "$3/boot/vmlinuz-$release" ;;
