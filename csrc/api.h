@@ -392,6 +392,11 @@ uint64_t pk_overlay_count(const struct pk_overlay *overlay); /* clusters that ar
 int pk_overlay_empty(struct pk_overlay *overlay);
 /* Let `to` have what `from` has, and nothing else: overlays of one size; the first is not kept. */
 int pk_overlay_assign(struct pk_overlay *to, struct pk_overlay *from);
+/* Let `to` have what `from` has, over what it has itself. */
+int pk_overlay_add(struct pk_overlay *to, struct pk_overlay *from);
+/* As pk_overlay_add(), of what was written to `from` since it was taken last; 0. Or of all that it
+ * has; 1: so it is wanted, it was never taken, or lost what it had then. -errno: so the next is. */
+int pk_overlay_take(struct pk_overlay *to, struct pk_overlay *from, int all);
 /* Write the clusters that are in it to their places in `fd`, which has the base's content. */
 int pk_overlay_copy(struct pk_overlay *overlay, int fd);
 /* Write the bitmap to the file, if it is kept: when `durable`, after the data, and both synced. */

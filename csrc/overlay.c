@@ -14,6 +14,7 @@ struct pk_overlay {
     uint8_t *bitmap; /* a bit for each cluster: it is in the overlay */
     uint64_t bitmap_len;
     uint64_t dirty_from, dirty_to; /* bytes of the bitmap that the file does not have yet */
+    uint8_t *since;                /* as `bitmap`: written since pk_overlay_take(); NULL: all was */
     int error;                     /* of a flush: what it was to keep may be lost for good */
     uint8_t buffer[CLUSTER];
 };
@@ -45,6 +46,14 @@ static void mark(struct pk_overlay *o, uint64_t from, uint64_t to)
         if (o->dirty_to <= byte)
             o->dirty_to = byte + 1;
     }
+}
+
+/* Bytes from `at` to `end` are about to be written. */
+static void note(struct pk_overlay *o, uint64_t at, uint64_t end)
+{
+    if (o->since != NULL)
+        for (uint64_t cluster = at / CLUSTER; cluster * CLUSTER < end; cluster++)
+            o->since[cluster / 8] |= (uint8_t)(1u << (cluster % 8));
 }
 
 /* Bytes from `at` to `end` at most, all of clusters that are there, or all of clusters that are
@@ -159,11 +168,13 @@ int pk_overlay_fd(const struct pk_overlay *o)
     return o->config.fd;
 }
 
-int pk_overlay_find(const struct pk_overlay *o, uint64_t len, int to_write, int *fd, uint64_t *at)
+int pk_overlay_find(struct pk_overlay *o, uint64_t len, int to_write, int *fd, uint64_t *at)
 {
     int there = is_there(o, *at / CLUSTER);
     if (run_at(o, *at, *at + len) != len || (to_write && !there))
         return 0;
+    if (to_write)
+        note(o, *at, *at + len);
     *fd = there ? o->config.fd : o->config.base_fd;
     *at += there ? o->config.data_at : 0;
     return 1;
@@ -192,6 +203,7 @@ int pk_overlay_write(struct pk_overlay *o, const struct iovec *iov, uint32_t num
     uint64_t len = total(iov, num);
 
     advance(&c, 0);
+    note(o, at, at + len);
     int result = copy_up_edges(o, at, at + len);
     if (result == 0)
         result = move(WRITE, o->config.fd, &c, o->config.data_at + at, len);
@@ -202,6 +214,7 @@ int pk_overlay_write(struct pk_overlay *o, const struct iovec *iov, uint32_t num
 
 int pk_overlay_clear(struct pk_overlay *o, uint64_t at, uint64_t len)
 {
+    note(o, at, at + len);
     int result = copy_up_edges(o, at, at + len);
     if (result == 0)
         result = pk_file_clear(o->config.fd, (off_t)(o->config.data_at + at), (off_t)len, 1);
@@ -233,6 +246,7 @@ int pk_overlay_create(const struct pk_overlay_config *config, struct pk_overlay 
 
 void pk_overlay_destroy(struct pk_overlay *o)
 {
+    free(o->since);
     free(o->bitmap);
     free(o);
 }
@@ -249,6 +263,8 @@ int pk_overlay_empty(struct pk_overlay *o)
 {
     uint64_t len = o->config.data_at + o->config.size;
     memset(o->bitmap, 0, o->bitmap_len);
+    free(o->since); /* what it had is not there any more: the next to take it takes all */
+    o->since = NULL;
     if (ftruncate(o->config.fd, 0) < 0 || ftruncate(o->config.fd, (off_t)len) < 0)
         return -errno;
     return 0;
@@ -299,14 +315,44 @@ int pk_overlay_copy(struct pk_overlay *o, int fd)
     return result;
 }
 
-int pk_overlay_assign(struct pk_overlay *to, struct pk_overlay *from)
+/* Let `to` have the clusters of `from` that `chosen` has, and whatever else it has. */
+static int add(struct pk_overlay *to, struct pk_overlay *from, const uint8_t *chosen)
 {
-    int result = pk_overlay_empty(to);
+    int result = 0;
 
     for (uint64_t i = 0; i * CLUSTER < from->config.size && result == 0; i++)
-        if (is_there(from, i)) {
+        if (is_there(from, i) && (chosen[i / 8] >> (i % 8)) & 1) {
             result = copy_cluster(from, i, to->config.fd, to->config.data_at + i * CLUSTER);
             mark(to, i, i + 1);
         }
     return result;
+}
+
+int pk_overlay_add(struct pk_overlay *to, struct pk_overlay *from)
+{
+    return add(to, from, from->bitmap);
+}
+
+int pk_overlay_assign(struct pk_overlay *to, struct pk_overlay *from)
+{
+    int result = pk_overlay_empty(to);
+
+    return result < 0 ? result : add(to, from, from->bitmap);
+}
+
+int pk_overlay_take(struct pk_overlay *to, struct pk_overlay *from, int all)
+{
+    int is_all = all || from->since == NULL;
+
+    if (from->since == NULL)
+        from->since = calloc(1, from->bitmap_len + 1);
+    if (from->since == NULL)
+        return -ENOMEM;
+    int result = add(to, from, is_all ? from->bitmap : from->since);
+    memset(from->since, 0, from->bitmap_len);
+    if (result < 0) {
+        free(from->since);
+        from->since = NULL;
+    }
+    return result < 0 ? result : is_all;
 }

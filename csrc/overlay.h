@@ -27,6 +27,6 @@ int pk_overlay_fd(const struct pk_overlay *o);
 
 /* Whether all of `len` bytes at *at of the disk are in one file and, to be written, need no more
  * than that. If so, *fd and *at become that file and the place in it. */
-int pk_overlay_find(const struct pk_overlay *o, uint64_t len, int to_write, int *fd, uint64_t *at);
+int pk_overlay_find(struct pk_overlay *o, uint64_t len, int to_write, int *fd, uint64_t *at);
 
 #endif

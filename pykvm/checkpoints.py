@@ -23,9 +23,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pykvm.errors import ConfigError, HostError, PykvmError
+from pykvm.errors import ConfigError, HostError, KvmError, PykvmError
 from pykvm.memory import Region
-from pykvm.snapshot import capture, pages
+from pykvm.snapshot import pages
+from pykvm.snapshot.diskhistory import DiskHistory, with_own_overlays
 from pykvm.snapshot.layers import Layer, Stack, differing
 from pykvm.snapshot.template import Template
 from pykvm.snapshot.trigger import CONSOLE, compile_pattern
@@ -110,6 +111,7 @@ class Checkpoints:
         self._points: list[Checkpoint] = []
         self._taken = 0
         self._lock = threading.RLock()  # all below, and the files
+        self._disks = DiskHistory(machine)
         self._base = _file(machine.memory.size)
         self._epoch = -1  # of the memory, when it is a private copy of `_base`
         self._lent = False  # another machine is, too
@@ -172,7 +174,7 @@ class Checkpoints:
 
     def _take(self) -> Checkpoint:
         machine = self._machine
-        parts = capture.capture(machine)
+        parts = self._disks_or_forget()
         self._follow(machine.console_log)
         with self._lock:
             before = self._update_or_forget()
@@ -185,7 +187,17 @@ class Checkpoints:
             self._points.append(point)
             while len(self._points) > 2 and (len(self) > self._count or self.size > self._size):
                 self._points.pop(0).close()
+                self._disks.forget_oldest()
         return point
+
+    def _disks_or_forget(self) -> Parts:
+        """As `_update_or_forget`, of what was written to disks."""
+        try:
+            return self._disks.take(self._machine)
+        except KvmError as error:
+            with self._lock:
+                self._forget_all()
+            raise HostError(f"checkpoints: {error.strerror}: all of them are lost") from None
 
     def _update_or_forget(self) -> Layer:
         """Half an update would make all older ones false."""
@@ -245,13 +257,15 @@ class Checkpoints:
         for point in self._points:
             point.close()
         self._points.clear()
+        self._disks.close()
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────
 
     @property
     def size(self) -> int:
-        """Bytes that the checkpoints' changes take, the newest's whole memory left out."""
-        return sum(point.size for point in self._points)
+        """Bytes that the changes between checkpoints take: pages of memory, and what was written
+        to disks."""
+        return sum(point.size for point in self._points) + self._disks.size
 
     def __len__(self) -> int:
         return len(self._points)
@@ -270,19 +284,21 @@ class Checkpoints:
         return machine
 
     def _make(self, point: Checkpoint, **changes: Any) -> Machine:
-        machine = self.template_at(point).machine(**changes)  # with descriptors of its own
+        with self.template_at(point).copy() as template:  # which outlives what is kept here
+            template.overlays = self._disks.at(self._points.index(point))
+            machine = template.machine(**changes)
         machine.console_log += point.console_of(self._machine.console_log, self._dropped)
         return machine
 
     def template_at(self, point: Checkpoint) -> Template:
-        """What its machines are made from; the descriptors stay the checkpoints'."""
+        """What its machines are made from, but for disks; the descriptors stay the checkpoints'."""
         if point not in self._points:
             raise PykvmError(f"{point} is not kept any more: see count= and size=")
         origin = self._machine
         later = self._points[self._points.index(point) : -1]
         layers = [each.before for each in reversed(later) if each.before is not None]
         template = Template(
-            origin.config,
+            with_own_overlays(origin.config),
             origin.entry,
             point.parts,
             self._base,

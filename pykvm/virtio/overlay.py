@@ -60,6 +60,11 @@ class Overlay:
         """How many clusters it has."""
         return int(lib.pk_overlay_count(self.handle))
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return self.count() * CLUSTER
+
     def empty(self) -> None:
         """Drop all of it; only while its disk is stopped."""
         check(lib.pk_overlay_empty(self.handle), "an overlay's file")
@@ -77,6 +82,22 @@ class Overlay:
     def assign(self, other: Overlay) -> None:
         """Have what `other` has, and nothing else; only while its disk is stopped."""
         check(lib.pk_overlay_assign(self.handle, other.handle), "an overlay's file")
+
+    def add(self, other: Overlay) -> None:
+        """Have what `other` has, over what it has itself; only while its disk is stopped."""
+        check(lib.pk_overlay_add(self.handle, other.handle), "an overlay's file")
+
+    def take(self, all: bool) -> tuple[Overlay, bool]:
+        """An overlay of nothing that has what was written to this one since it was last taken; or
+        `all` that it has, as it also has when there is no knowing, and True. Only while its disk is
+        stopped."""
+        other = Overlay(DROPPED, -1, self._size)
+        try:
+            is_all = check(lib.pk_overlay_take(other.handle, self.handle, all), "an overlay's file")
+        except BaseException:
+            other.close(durable=False)
+            raise
+        return other, bool(is_all)
 
     def close(self, durable: bool) -> int:
         """Keep it, if it is to be kept, past a failure of the host when `durable`. Returns 0 or

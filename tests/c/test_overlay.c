@@ -222,6 +222,89 @@ static void anything_in_any_order_is_as_the_model_has_it(void)
     teardown();
 }
 
+/* An overlay of nothing, as a checkpoint has it. */
+static struct pk_overlay *another(int *fd)
+{
+    struct pk_overlay_config own = {.base_fd = config.base_fd, .size = SIZE, .fd = new_file()};
+    struct pk_overlay *o;
+    CHECK_EQ(ftruncate(own.fd, SIZE), 0);
+    CHECK_EQ(pk_overlay_create(&own, &o), 0);
+    *fd = own.fd;
+    return o;
+}
+
+static void check_reads_as(struct pk_overlay *o, const uint8_t *expected)
+{
+    static uint8_t bytes[SIZE];
+    struct iovec iov = {bytes, SIZE};
+    CHECK_EQ(pk_overlay_read(o, &iov, 1, 0), 0);
+    CHECK(memcmp(bytes, expected, SIZE) == 0);
+}
+
+static void what_is_taken_each_time_adds_up_to_each_moment(void)
+{
+    enum { MOMENTS = 40 };
+    uint64_t seed = 7;
+    int sum_fd, fd, place;
+    setup(0);
+    struct pk_overlay *sum = another(&sum_fd);
+    for (int moment = 0; moment < MOMENTS; moment++) {
+        for (int step = 0; step < moment % 5; step++) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            uint64_t at = (seed >> 33) % (SIZE / 512) * 512, found = at;
+            uint64_t len = 512;
+            if (seed >> 63 && pk_overlay_find(overlay, len, 1, &place, &found)) {
+                uint8_t bytes[512]; /* as io_uring does, behind its back */
+                memset(bytes, moment, len);
+                CHECK_EQ(pwrite(place, bytes, len, (off_t)found), 512);
+                memset(model + at, moment, len);
+            } else if (seed >> 62 & 1) {
+                CHECK_EQ(pk_overlay_clear(overlay, at, len), 0);
+                memset(model + at, 0, len);
+            } else {
+                write_bytes((uint32_t)at, (uint32_t)len, (uint8_t)~moment);
+            }
+        }
+        if (moment == 23) { /* as a reset does it */
+            CHECK_EQ(pk_overlay_empty(overlay), 0);
+            memcpy(model, base, SIZE);
+            write_bytes(512, 512, 0xab);
+        }
+        struct pk_overlay *taken = another(&fd);
+        int is_all = pk_overlay_take(taken, overlay, moment == 31);
+        CHECK_EQ(is_all, moment == 0 || moment == 23 || moment == 31);
+        CHECK(is_all || pk_overlay_count(taken) <= 8);
+        CHECK_EQ(is_all ? pk_overlay_assign(sum, taken) : pk_overlay_add(sum, taken), 0);
+        check_reads_as(sum, model);
+        pk_overlay_destroy(taken);
+        close(fd);
+    }
+    pk_overlay_destroy(sum);
+    close(sum_fd);
+    teardown();
+}
+
+static void what_could_not_be_taken_is_taken_whole(void)
+{
+    int fd, full = open("/dev/full", O_RDWR);
+    CHECK(full >= 0);
+    setup(0);
+    write_bytes(0, 512, 1);
+    struct pk_overlay *one = another(&fd), *none;
+    struct pk_overlay_config nowhere = {.base_fd = config.base_fd, .size = SIZE, .fd = full};
+    CHECK_EQ(pk_overlay_create(&nowhere, &none), 0);
+    CHECK_EQ(pk_overlay_take(one, overlay, 0), 1);
+    write_bytes(8192, 512, 2);
+    CHECK_EQ(pk_overlay_take(none, overlay, 0), -ENOSPC);
+    CHECK_EQ(pk_overlay_take(one, overlay, 0), 1);
+    check_reads_as(one, model);
+    pk_overlay_destroy(one);
+    pk_overlay_destroy(none);
+    close(fd);
+    close(full);
+    teardown();
+}
+
 static void a_kept_overlay_has_what_was_flushed_and_no_half_clusters(void)
 {
     setup(1);
@@ -267,6 +350,8 @@ int main(void)
     RUN(zeroes_are_of_the_overlay_and_no_hole_to_the_base);
     RUN(a_full_disk_is_an_error_and_the_base_is_still_seen);
     RUN(anything_in_any_order_is_as_the_model_has_it);
+    RUN(what_is_taken_each_time_adds_up_to_each_moment);
+    RUN(what_could_not_be_taken_is_taken_whole);
     RUN(a_kept_overlay_has_what_was_flushed_and_no_half_clusters);
     RUN(after_a_failed_flush_none_succeeds);
     return 0;

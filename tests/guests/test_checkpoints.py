@@ -354,22 +354,33 @@ def test_bad_values_are_refused(boot: Boot, options: dict[str, object], complain
     assert open_files() == before
 
 
-def test_disk_that_cannot_be_saved_ends_them_and_not_the_run(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.write_bytes(b"hello from the disk".ljust(256 * 512, b"\0"))
-    config = MachineConfig(
-        kernel=guest_programs.path("virtqueue"),
-        memory=MEMORY,
-        cmdline="count=20",
-        transport="mmio",
-        disks=(DiskConfig(str(disk), overlay="on"),),
-    )
-    with Machine(config) as vm:
-        points = vm.checkpoints(every="console:begins with")
+def test_what_cannot_be_saved_ends_them_and_not_the_run(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("snapshot: not this")
+
+    vm = boot("rounds=10")
+    points = vm.checkpoints(every="console:^round 5 of")
+    with monkeypatch.context() as patch:
+        patch.setattr("pykvm.snapshot.diskhistory.capture.capture", refuse)
         assert vm.run(timeout=TIMEOUT_S).code == 0
-        if points.error is None:  # the console was faster than the write
-            with pytest.raises(ConfigError, match="overlay"):
-                points.take()
+    assert str(points.error) == "snapshot: not this"
+
+
+def test_machine_of_a_checkpoint_outlives_the_checkpoints(boot: Boot) -> None:
+    vm = boot("rounds=30")
+    vm.checkpoints(every="console:^round 10 of")
+    vm.run(timeout=TIMEOUT_S)
+    put(vm, 1)
+    vm.checkpointing.take()
+    with vm.checkpointing[1].machine() as before:
+        vm.close()
+        for _ in range(2):
+            assert b"FAILED" not in before.run(timeout=TIMEOUT_S).console
+            before.reset()
+            assert before.memory.read(0, 4096) is not None
+            assert word(before, NOTHING) == 0
 
 
 def test_file_that_cannot_be_written_loses_all_and_says_so(
