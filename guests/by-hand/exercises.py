@@ -1,4 +1,4 @@
-"""The exercise of lesson 1."""
+"""The exercises of lesson 1."""
 
 import subprocess
 import sys
@@ -6,12 +6,22 @@ import sys
 from pykvm.lessons.exercise import Exercise, demand
 
 
-def product(file):
+def _printed(file):
     demand("pykvm" not in file.read_text(), "this lesson does without pykvm")
     command = [sys.executable, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     demand(done.returncode == 0, f"the program ended with {done.returncode}: {done.stderr}")
-    demand("8\nthe guest halted" in done.stdout, f"the guest printed no 8: {done.stdout}")
+    return done.stdout
+
+
+def product(file):
+    text = _printed(file)
+    demand("8\nthe guest halted" in text, f"the guest printed no 8: {text}")
+
+
+def answers(file):
+    text = _printed(file)
+    demand("7\nthe guest halted" in text, f"the guest printed no 7: {text}")
 
 
 EXERCISES = (
@@ -23,5 +33,22 @@ EXERCISES = (
             ("rax=2, rbx=2", "rax=2, rbx=4"),
         ),
         product,
+    ),
+    Exercise(
+        "The guest asks by IN, and the loop answers 7.",
+        "host.py",
+        (
+            ('"00 d8"  #    add %bl, %al', '"ec 90"  #    in (%dx), %al; nop'),
+            (
+                "        data = shared[run.io.data_offset : run.io.data_offset + run.io.size]\n"
+                '        print(data.decode(), end="")\n',
+                "        if run.io.direction == 0:\n"
+                "            shared[run.io.data_offset] = 7\n"
+                "        else:\n"
+                "            data = shared[run.io.data_offset : run.io.data_offset + run.io.size]\n"
+                '            print(data.decode(), end="")\n',
+            ),
+        ),
+        answers,
     ),
 )

@@ -1,4 +1,4 @@
-"""The exercise of lesson 2."""
+"""The exercises of lesson 2."""
 
 from pykvm.boot.entry import CpuMode
 from pykvm.lessons.exercise import Exercise, demand, guest, run
@@ -10,6 +10,12 @@ def twice(file):
             vm.pio(0x510)(lambda offset, size, value, answer=number: answer)
             code = run(vm).code
         demand(code == 2 * number, f"port 0x510 gave {number}, and the guest left with {code}")
+
+
+def says_it_twice(file):
+    with guest(file, "hello-real", mode=CpuMode.REAL) as vm:
+        said = run(vm).console
+    demand(said == 2 * b"hello from real mode\n", f"the guest printed {said!r}")
 
 
 EXERCISES = (
@@ -24,5 +30,19 @@ EXERCISES = (
             ),
         ),
         twice,
+    ),
+    Exercise(
+        "The guest says its message twice.",
+        "hello.S",
+        (
+            (
+                "        rep outsb                       /* CX bytes",
+                "        rep outsb\n"
+                "        mov     $message, %si\n"
+                "        mov     $message_end - message, %cx\n"
+                "        rep outsb                       /* CX bytes",
+            ),
+        ),
+        says_it_twice,
     ),
 )

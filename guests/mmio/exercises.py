@@ -1,4 +1,4 @@
-"""The exercise of lesson 7."""
+"""The exercises of lesson 7."""
 
 from pykvm.lessons.exercise import Exercise, demand, load
 
@@ -12,6 +12,15 @@ def wraps_and_counts(file):
     for count in (3, 4):
         told = adder.read(12, 4)
         demand(told == count, f"after {count} accesses, offset 12 says {told}")
+
+
+def bytes_too(file):
+    adder = load(file).Adder()
+    adder.write(0, 4, 0x1234_5678)
+    adder.write(4, 4, 0)
+    for offset, size, value in (8, 4, 0x1234_5678), (8, 1, 0x78), (9, 1, 0x56), (10, 2, 0x1234):
+        got = adder.read(offset, size)
+        demand(got == value, f"{size} bytes at offset {offset} are {got:#x}, not {value:#x}")
 
 
 EXERCISES = (
@@ -37,5 +46,19 @@ EXERCISES = (
             ),
         ),
         wraps_and_counts,
+    ),
+    Exercise(
+        "SUM can be read in parts: its bytes at offsets 8 to 11, lowest first.",
+        "host.py",
+        (
+            (
+                "        return self.registers.get(offset, sum(self.registers.values()))\n",
+                "        if 8 <= offset < 12:\n"
+                "            total = sum(self.registers.values())\n"
+                "            return total >> 8 * (offset - 8) & (1 << 8 * size) - 1\n"
+                "        return self.registers.get(offset, 0)\n",
+            ),
+        ),
+        bytes_too,
     ),
 )

@@ -1,4 +1,4 @@
-"""The exercise of lesson 9."""
+"""The exercises of lesson 9."""
 
 from pykvm.lessons.exercise import Exercise, demand, guest, run
 
@@ -30,6 +30,15 @@ HANDLER page_fault(struct frame *frame, uint64_t error)
 static void user(void)
 """
 
+
+def knows_its_stack(file):
+    with guest(file, "ring3") as vm:
+        outcome = run(vm)
+    text = outcome.console.decode()
+    demand("ok: the stack is the TSS's\n" in text, f"it printed\n{text}")
+    demand(outcome.code == 0, "one of its checks failed")
+
+
 EXERCISES = (
     Exercise(
         "The kernel has a page for itself, and ring 3 reads it in vain.",
@@ -48,5 +57,19 @@ EXERCISES = (
             ),
         ),
         private_page,
+    ),
+    Exercise(
+        "The kernel checks that its stack is the one which the TSS names.",
+        "main.c",
+        (
+            (
+                '    check(calls == 3, "three',
+                "    check((uint8_t *)frame > kernel_stack &&\n"
+                "              (uint8_t *)frame < kernel_stack + sizeof(kernel_stack),\n"
+                '          "the stack is the TSS\'s");\n'
+                '    check(calls == 3, "three',
+            ),
+        ),
+        knows_its_stack,
     ),
 )

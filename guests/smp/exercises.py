@@ -1,4 +1,4 @@
-"""The exercise of lesson 6."""
+"""The exercises of lesson 6."""
 
 from pykvm.lessons.exercise import Exercise, demand, guest, run
 
@@ -11,6 +11,14 @@ def one_of_three(file):
         states = [cpu.get_mp_state() for cpu in vm.vcpus]
     demand("\n2 CPUs\n" in text, f"the guest printed\n{text}")
     demand(states[2] == UNINITIALIZED, "CPU 2 got a message too")
+
+
+def elsewhere(file):
+    with guest(file, "smp", cpus=2) as vm:
+        outcome = run(vm)
+        selector = vm.vcpus[1].read_register("cs")
+    demand(outcome.code == 0, f"the guest printed\n{outcome.console.decode()}")
+    demand(selector == 0x4000, f"CPU 1's CS is {selector:#06x}, not 0x4000")
 
 
 EXERCISES = (
@@ -26,5 +34,11 @@ EXERCISES = (
             ),
         ),
         one_of_three,
+    ),
+    Exercise(
+        "The other CPU begins at 0x40000.",
+        "main.c",
+        (("#define START_PAGE 0x8000UL", "#define START_PAGE 0x40000UL"),),
+        elsewhere,
     ),
 )

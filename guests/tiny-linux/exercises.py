@@ -1,7 +1,7 @@
-"""The exercise of lesson 10."""
+"""The exercises of lesson 10."""
 
 from pykvm import layout
-from pykvm.lessons.exercise import Exercise, demand, guest, run
+from pykvm.lessons.exercise import Exercise, demand, guest, load, run
 
 E820_ENTRIES = 0x1E8
 
@@ -11,6 +11,11 @@ def counts(file):
         number = vm.memory.read(layout.ZERO_PAGE + E820_ENTRIES, 1)[0]
         console = run(vm).console.decode()
     demand(console == f"{number}entries\n", f"the map has {number} entries; it printed {console!r}")
+
+
+def has_an_initrd(file):
+    size = getattr(load(file), "initrd_size", None)
+    demand(size == 5, f"initrd_size is {size}, not 5")
 
 
 EXERCISES = (
@@ -28,5 +33,21 @@ EXERCISES = (
             ),
         ),
         counts,
+    ),
+    Exercise(
+        "The machine has an initrd of five bytes, and boot_params knows its size.",
+        "host.py",
+        (
+            (
+                'cmdline="hello from the command line"))\n',
+                'cmdline="hello from the command line", initrd=(b"hello",)))\n',
+            ),
+            (
+                'print("memory map:")\n',
+                '(initrd_size,) = struct.unpack_from("<I", zero_page, 0x21C)\n'
+                'print("memory map:")\n',
+            ),
+        ),
+        has_an_initrd,
     ),
 )
