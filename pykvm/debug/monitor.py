@@ -126,7 +126,7 @@ def _reset(machine: Machine, control: RunControl, vcpu: int, words: list[str]) -
     machine.reset()
     control.start_over()
     return (
-        "all is as it was before the machine ran; what was written to its disks stays. gdb shows "
+        "all is as it was before the machine ran, but for what was written to its disks. gdb shows "
         "it after\nmaintenance flush register-cache"
     )
 
