@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pykvm._core import ffi, lib
 from pykvm.debug.breakpoints import Breakpoints, Kind
+from pykvm.debug.emulation import Emulation
 from pykvm.debug.host import examine
 from pykvm.debug.pagewalk import Paging, Walk, walk
 from pykvm.debug.registers import RegisterFile
@@ -89,6 +90,7 @@ class RunControl:
         modes = machine.kvm.check_extension(lib.KVM_CAP_SET_GUEST_DEBUG2)
         self._stepped = False  # at least once
         self._block_irq = modes & lib.KVM_GUESTDBG_BLOCKIRQ
+        self._emulation = Emulation(machine.memory)
 
     # ── on the owning thread ─────────────────────────────────────────────────────────────────
 
@@ -204,6 +206,11 @@ class RunControl:
                 self._arm(id, step)
             running = set(self._plan)
         self.forget()
+        for id in running & self._stepping():
+            stop = self._halt(self.machine.vcpus[id])
+            if stop is not None:
+                self._note(stop)
+                return
         self.running = running
         self.machine.parking.release(running)
 
@@ -231,6 +238,30 @@ class RunControl:
         if step or self._armed.get(id) != (control, addresses, dr7):
             self._armed[id] = control, addresses, dr7
             set_guest_debug(vcpu, control, addresses, dr7)
+
+    def _stepping(self) -> set[int]:
+        """The vCPUs that KVM's emulator is told to take through single steps."""
+        step = lib.KVM_GUESTDBG_SINGLESTEP
+        armed = {id for id, (control, _, _) in self._armed.items() if control & step}
+        return armed if armed and self.breakpoints.abilities.refused else set()
+
+    def _halt(self, vcpu: Vcpu) -> Stop | None:
+        """Carry out the HLTs that are next, where the emulator cannot be let to; the stop, if the
+        debugger wants to know of it."""
+        file = RegisterFile(vcpu)
+        self._emulation.begin(file)
+        while self._emulation.halt(file):
+            stop = Stop(vcpu.id, Why.STEP, file.pc)
+            if (self._over or self._plan[vcpu.id]) and not self._goes_on(vcpu, stop):
+                return stop
+        return None
+
+    def _note(self, stop: Stop) -> None:
+        """Hold all, and have `collect` tell of it. Any thread."""
+        self.machine.parking.hold(range(len(self.files)), but=stop.vcpu)
+        with self._lock:
+            self._stops.append(stop)
+        self.notify()
 
     def disarm(self) -> None:
         """Take all breakpoints away and KVM's debugging with them. The machine stands still."""
@@ -262,20 +293,23 @@ class RunControl:
                 return False
         else:
             return False
-        if stop is None:
+        if vcpu.id in self._stepping():
+            self._emulation.clean(file)
+            if stop is None or self._goes_on(vcpu, stop):
+                stop = self._halt(vcpu)
+        elif stop is not None and self._goes_on(vcpu, stop):
             return True
-        if stop.why is Why.STEP and (self._is_in_range(stop) or self.next_step(vcpu)):
-            return True
-        self.machine.parking.hold(range(len(self.files)), but=vcpu.id)
-        with self._lock:
-            self._stops.append(stop)
-        self.notify()
+        if stop is not None:
+            self._note(stop)
         return True
 
-    def _is_in_range(self, stop: Stop) -> bool:
-        """Whether the vCPU is still where it steps through. A step over a breakpoint, which has it
-        lifted, ends in any case: the debugger says again how to go on."""
-        return not self._over and stop.address in self._ranges.get(stop.vcpu, ())
+    def _goes_on(self, vcpu: Vcpu, stop: Stop) -> bool:
+        """Whether this was one of several steps, not the last. A step over a breakpoint, which has
+        it lifted, ends in any case: the debugger says again how to go on."""
+        if stop.why is not Why.STEP:
+            return False
+        in_range = not self._over and stop.address in self._ranges.get(stop.vcpu, ())
+        return in_range or self.next_step(vcpu)
 
     def _debug_exit(
         self, vcpu: Vcpu, file: RegisterFile, pc: int, vector: int, dr6: int

@@ -171,6 +171,9 @@ def _run(
     control.resume(plan)
     try:
         while True:
+            stop = control.collect()  # it may be over already
+            if stop is not None:
+                return stop
             outcome = machine.run(timeout)
             stop = control.collect()
             if stop is not None:

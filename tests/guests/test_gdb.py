@@ -138,6 +138,16 @@ def test_a_reset_starts_the_other_vcpus_again(gdb: Gdb) -> None:
     assert end.stdout.endswith("2 CPUs\nok: all of them run\n"), end
 
 
+def test_a_watchpoint_lets_interrupts_come_and_go(gdb: Gdb) -> None:
+    told, end = gdb(
+        "timer", "watch *(long *)&ticks", "continue", "continue", "continue", "delete", "continue",
+        options=("--append", "ticks=5"),
+    )  # fmt: skip
+    assert re.findall(r"New value = (\d+)", told) == ["1", "2", "3"], told
+    assert end.stdout.count("ok: 5 ticks") == 2, end
+    assert end.returncode == 0
+
+
 def test_two_vcpus_are_two_threads(gdb: Gdb) -> None:
     told, end = gdb(
         "smp", "break main", "continue", "info threads", "thread 2", "print $pc", "continue",

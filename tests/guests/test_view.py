@@ -27,6 +27,19 @@ def test_a_step_is_one_instruction_and_many_are_many() -> None:
         assert vm.run(timeout=20).code == 7
 
 
+def test_steps_over_hlt_and_through_a_handler_do_no_harm() -> None:
+    config = MachineConfig(kernel=guest_programs.path("timer"), cmdline="ticks=3")
+    with Machine(config) as vm:
+        vm.run_until(lambda vm: vm.disassemble(n=1)[0].text == "hlt", timeout=20)
+        for _ in range(5):  # hlt; the handler, as far as it counts
+            vm.step()
+        assert vm.memory.read(vm.symbols["ticks"], 1) == b"\1"
+        vm.step(50)  # more HLTs
+        outcome = vm.run(timeout=20)
+        assert (outcome.reason, outcome.code) == (Reason.EXIT, 0)
+        assert outcome.console.count(b"ok: 3 ticks") == 2
+
+
 def test_run_until_an_address_stops_there_every_time() -> None:
     with machine() as vm:
         for count in range(5):
