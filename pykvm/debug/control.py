@@ -18,7 +18,7 @@ from pykvm._core import ffi, lib
 from pykvm.debug.breakpoints import Breakpoints, Kind
 from pykvm.debug.emulation import Emulation
 from pykvm.debug.host import examine
-from pykvm.debug.pagewalk import Paging, Walk, walk
+from pykvm.debug.pagewalk import EFER_LMA, Paging, Walk, walk
 from pykvm.debug.registers import RegisterFile
 from pykvm.errors import check
 from pykvm.lean import Enum, Record
@@ -98,10 +98,13 @@ class RunControl:
         """Translate `gva` with a vCPU's page tables: `current`'s unless told.
 
         What the tables do not map at all, not even at their top, may be where the kernel's ELF file
-        says: so is a 64-bit kernel's address before it has made page tables of its own.
+        says: so is a 64-bit kernel's address before it has made page tables of its own. To a vCPU
+        that waits to be started such an address means what it means to the boot processor.
         """
-        which = self.current if vcpu is None else vcpu
-        paging = Paging.of(self.files[which].structure("sregs"))
+        sregs = self.files[self.current if vcpu is None else vcpu].structure("sregs")
+        if gva >> 63 and not sregs.efer & EFER_LMA:
+            sregs = self.files[0].structure("sregs")
+        paging = Paging.of(sregs)
         found = walk(self.machine.memory, paging, gva)
         if found.gpa is None and len(found.levels) == 1 and gva >> 63:
             for vaddr, paddr, size in self.machine.entry.linked:

@@ -500,6 +500,15 @@ def test_noise_on_the_line_is_survived(start: Any) -> None:
     assert run.end().code == 7
 
 
+def test_a_kernels_address_means_the_same_to_a_vcpu_that_waits() -> None:
+    config = MachineConfig(kernel=bytes.fromhex(SPIN), memory=MEMORY, mode=CpuMode.LONG, cpus=2)
+    with Machine(config) as vm:
+        table = vm.memory.walk(0).levels[0].gpa  # the PML4: its first entry gets a second name
+        vm.memory.write(table + 8 * 511, vm.memory.read(table, 8))
+        gva, control = (1 << 64) - (1 << 39) + CODE, vm.run_control()
+        assert control.find(gva, 0).gpa == control.find(gva, 1).gpa == CODE
+
+
 def test_a_copy_of_the_machine_has_no_breakpoint_in_its_memory() -> None:
     config = MachineConfig(kernel=guest_programs.path("hello-elf64"), memory=16 << 20)
     with Machine(config) as vm:
