@@ -16,6 +16,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -54,35 +55,34 @@ def keep_ms(machine: Machine, keep: Callable[[], object]) -> tuple[float]:
 
 
 def keeping(args: Namespace, folder: Path) -> tuple[dict[str, Samples], list[Bar]]:
-    tables: dict[str, Samples] = {}
-    values: Samples = {}
-    for memory in (SMALL, LARGE):
-        place = folder / str(memory)
-        place.mkdir()
-        base = save_base(place, memory)
-        with restored(base) as one, restored(base) as other:
+    """Both sizes in turn: what disturbs the one disturbs the other."""
+    rivals: dict[str, Callable[[], tuple[float]]] = {}
+    with ExitStack() as opened:
+        for memory in (SMALL, LARGE):
+            place = folder / str(memory)
+            place.mkdir()
+            base = save_base(place, memory)
+            one, other = (opened.enter_context(restored(base)) for _ in range(2))
             points = other.checkpoints()
-            rivals = {
-                "snapshot": partial(keep_ms, one, partial(one.snapshot, place / "full")),
-                "differential": partial(
-                    keep_ms, one, partial(one.snapshot, place / "diff", base=base)
-                ),
-                "checkpoint": partial(keep_ms, other, points.take),
+            size = f"{memory // MIB} MiB"
+            diff = partial(one.snapshot, place / "diff", base=base)
+            rivals |= {
+                f"snapshot, {size}": partial(keep_ms, one, partial(one.snapshot, place / "full")),
+                f"differential, {size}": partial(keep_ms, one, diff),
+                f"checkpoint, {size}": partial(keep_ms, other, points.take),
             }
-            (samples,) = interleaved(rivals, args.rounds)
-        title = f"keep {PAGES} pages of {memory // MIB} MiB, ms"
-        table(title, samples, "snapshot")
-        tables[title] = samples
-        values |= {f"{name} {memory}": taken for name, taken in samples.items()}
+        (values,) = interleaved(rivals, args.rounds)
+    title = f"keep {PAGES} pages, ms"
+    table(title, values, f"snapshot, {SMALL // MIB} MiB")
     bars = [
         Bar(
             f"{name}, {LARGE // MIB} / {SMALL // MIB} MiB",
-            ratio(values, f"{name} {LARGE}", f"{name} {SMALL}"),
+            ratio(values, f"{name}, {LARGE // MIB} MiB", f"{name}, {SMALL // MIB} MiB"),
             1.5,
         )
         for name in ("differential", "checkpoint")
     ]
-    return tables, bars
+    return {title: values}, bars
 
 
 def going_back(args: Namespace, folder: Path) -> dict[str, Samples]:
