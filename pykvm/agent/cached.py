@@ -8,6 +8,7 @@ processor, pykvm's own files. Processes that want the same one wait for the firs
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -127,9 +128,26 @@ def _boot_and_save(
 
 
 def _drop_old(used: Path) -> None:
-    """Remove what has not been used for longest. A machine that runs from it is not disturbed."""
-    folders = [path for path in (cache_path() / FOLDER).iterdir() if (path / SNAPSHOT).exists()]
+    """Empty what has not been used for longest, also of what a process left that was killed while
+    it saved. A machine that runs from it is not disturbed."""
+    folders = [path for path in (cache_path() / FOLDER).iterdir() if any(path.iterdir())]
     folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in folders[KEPT:]:
         if folder != used:
-            shutil.rmtree(folder / SNAPSHOT, ignore_errors=True)
+            _empty(folder)
+
+
+def _empty(folder: Path) -> None:
+    """Unless somebody works there. The folder itself stays: it is the lock."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(fd)

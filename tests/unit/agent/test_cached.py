@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pykvm.agent import GuestMachine, cached
+from pykvm.cache import locked
 from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError, HostError
 
@@ -142,6 +143,21 @@ def test_latest_used_are_kept(log: Path, tmp_path: Path) -> None:
         once(CONFIG._replace(cmdline="0"))
     assert len([f for f in guests(tmp_path) if (f / cached.SNAPSHOT).exists()]) == cached.KEPT
     assert log.read_text().split().count("booted") == cached.KEPT + 2  # 0 was booted once
+
+
+def test_what_a_killed_process_left_goes_with_the_oldest_unless_it_is_locked(
+    log: Path, tmp_path: Path
+) -> None:
+    once(CONFIG)
+    root = guests(tmp_path)[0].parent
+    for name in ("killed", "working"):
+        (root / name / ".snapshot.1-x").mkdir(parents=True)
+        os.utime(root / name, (0, 0))
+    for number in range(cached.KEPT):
+        with locked(f"{cached.FOLDER}/working"):
+            once(CONFIG._replace(cmdline=str(number)))
+    assert list((root / "killed").iterdir()) == []
+    assert len(list((root / "working").iterdir())) == 1
 
 
 def guests(tmp_path: Path) -> list[Path]:
