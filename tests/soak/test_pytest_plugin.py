@@ -1,7 +1,9 @@
-"""A hundred tests with machines of their own, beside a hundred boots; a hundred megabytes."""
+"""A hundred tests with machines of their own, beside a hundred boots; a hundred megabytes; runs of
+tests that end badly."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -46,3 +48,19 @@ def test_a_hundred_megabytes_pass_whole_each_way(lab: Lab) -> None:
     kernel = str(fetch("6.12-cloud").image)
     done = lab.run([sys.executable, "-c", OUTPUT, kernel], timeout=LIMIT_S)
     assert done.stdout == b"all of it\n", done
+
+
+def test_workers_boot_once_and_bad_ends_leave_nothing(lab: Lab, tmp_path: Path) -> None:
+    script = ROOT / "tests" / "soak" / "plugin_endings.py"
+    environment = ["env", "PYTEST_ADDOPTS=", f"XDG_CACHE_HOME={tmp_path}"]
+    command = [*environment, sys.executable, str(script), str(fetch("6.12-cloud").image)]
+    done = lab.run([*command, str(tmp_path)], timeout=LIMIT_S, writable=[str(tmp_path)])
+    assert done.stdout.splitlines() == [
+        b"boots: 1",
+        b"nothing is left: two workers boot",
+        b"nothing is left: a worker is killed",
+        b"nothing is left: interrupted",
+        b"nothing is left: killed",
+    ], done
+    (guest,) = (tmp_path / "pykvm" / "guests").iterdir()
+    assert sorted(os.listdir(guest)) == ["boot-seconds", "snapshot"]
