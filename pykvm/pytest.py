@@ -13,7 +13,9 @@ Read `agent` for what `vm` is, docs/pytest.md for all that a marker may say.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Generator, Iterator
+from itertools import filterfalse
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -23,14 +25,16 @@ if TYPE_CHECKING:
 
     Machines = Callable[..., GuestMachine]
 
-BUSYBOX: Final = "/bin/busybox"
-INSTALL: Final = (BUSYBOX, "--install", "-s", "/bin")
-OPTIONS: Final = ("kernel", "cpus", "memory", "append", "add", "modules", "disks", "setup")
+OPTIONS: Final = ("kernel", "cpus", "memory", "append", "add", "modules", "disks", "net", "setup")
+ALLOW: Final = "allow"
 MARKER: Final = (
-    "pykvm(kernel=None, cpus=1, memory='256M', append=…, add=(), modules=(), disks=(), setup=()): "
-    "the machine that the test's `vm` is a fork of: options of 'pykvm boot', kernel modules to "
-    "load, commands to run once"
+    "pykvm(kernel=None, cpus=1, memory='256M', append=…, add=(), modules=(), disks=(), net=(), "
+    "setup=(), allow=()): the machine that the test's `vm` is a fork of: options of 'pykvm boot', "
+    "kernel modules to load, commands to run once; and which faults of its kernel it may cause"
 )
+FAULTS: Final = 5  # told of a test
+VM: Final = pytest.StashKey["GuestMachine"]()  # of a test
+SEEN: Final = pytest.StashKey[int]()  # of its kernel's faults, so many were told or are allowed
 CONSOLE_SHOWN: Final = 8000  # characters
 
 
@@ -47,6 +51,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="boot the guests, though they were booted before and kept, and keep none",
     )
+    group.addoption(
+        "--pykvm-required",
+        action="store_true",
+        help="where there can be no guests, fail the tests that want one, and do not skip them",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,16 +66,25 @@ def pytest_configure(config: pytest.Config) -> None:
 class Stock:
     """The machines of a run, and for each a fork of it that a test has left behind."""
 
-    def __init__(self, cache: bool) -> None:
-        self._cache = cache
+    def __init__(self, **how: bool) -> None:
+        self._how = how  # to boot
         self._booted: dict[str, GuestMachine] = {}
+        self._failures: dict[str, str] = {}  # of those that could not be booted
         self._left: dict[tuple[GuestMachine, int], GuestMachine] = {}
 
     def machine(self, **options: Any) -> GuestMachine:
-        """The machine with these options, booted when first asked for."""
+        """The machine with these options, booted when first asked for. It is tried once: a boot
+        that fails takes minutes, and fails again."""
+        from pykvm.errors import PykvmError
+
         key = repr(sorted(options.items()))
-        if key not in self._booted:
-            self._booted[key] = boot(**options, cache=self._cache)
+        if key not in self._booted and key not in self._failures:
+            try:
+                self._booted[key] = boot(**self._how, **options)
+            except PykvmError as error:
+                self._failures[key] = f"pykvm: {error}"
+        if key in self._failures:
+            pytest.fail(self._failures[key], pytrace=False)
         return self._booted[key]
 
     @contextlib.contextmanager
@@ -93,7 +111,10 @@ class Stock:
 @pytest.fixture(scope="session")
 def pykvm_stock(pytestconfig: pytest.Config) -> Iterator[Stock]:
     """What the other fixtures take from."""
-    stock = Stock(cache=not pytestconfig.getoption("--pykvm-no-cache"))
+    stock = Stock(
+        cache=not pytestconfig.getoption("--pykvm-no-cache"),
+        required=pytestconfig.getoption("--pykvm-required"),
+    )
     yield stock
     stock.close()
 
@@ -116,56 +137,84 @@ def vm(
     request: pytest.FixtureRequest, pykvm_machines: Machines, pykvm_stock: Stock
 ) -> Iterator[GuestMachine]:
     """A fork of the machine that the test's marker describes."""
-    with pykvm_stock.fork(pykvm_machines(**_options(request.node))) as fork:
+    item: pytest.Item = request.node
+    _allowed(item)  # before it costs a boot
+    options = {name: value for name, value in _options(item).items() if name != ALLOW}
+    with pykvm_stock.fork(pykvm_machines(**options)) as fork:
+        item.stash[VM], item.stash[SEEN] = fork, 0  # the test may be run again, by a plugin
         yield fork
+        _expect_no_faults(item)  # what other fixtures did in the end
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A test fails whose machine ended without its knowledge, or whose kernel is at fault."""
+    try:
+        result = yield
+        _expect_no_faults(item)
+        return result
+    finally:
+        if VM in item.stash:
+            item.stash[SEEN] = len(item.stash[VM].faults)
+
+
+def _expect_no_faults(item: pytest.Item) -> None:
+    from pykvm.agent import GuestEndedError
+
+    if VM not in item.stash:
+        return
+    vm, problem = item.stash[VM], ""
+    if vm.end_was_told:
+        return
+    try:
+        vm.rest()
+    except GuestEndedError as error:
+        problem = str(error)
+    wrong = list(filterfalse(_allowed(item), vm.faults[item.stash[SEEN] :]))
+    if wrong and not problem:
+        lines = "".join(f"\n  {line}" for line in wrong[:FAULTS])
+        problem = (
+            f"the guest's kernel is at fault ({len(wrong)} times; allow= of the marker allows what "
+            f"is expected):{lines}"
+        )
+    if problem:
+        pytest.fail(problem, pytrace=False)
+
+
+def _allowed(item: pytest.Item) -> Callable[[str], bool]:
+    from pykvm.agent.described import listed
+
+    try:
+        patterns = [re.compile(text) for text in listed(_options(item).get(ALLOW, ()))]
+    except re.error as error:
+        raise pytest.UsageError(f"@pytest.mark.pykvm: allow={error.pattern!r}: {error}") from None
+    return lambda fault: any(pattern.search(fault) for pattern in patterns)
 
 
 def _options(item: pytest.Item) -> dict[str, Any]:
     """What its markers say, the nearest first."""
     options: dict[str, Any] = {}
     for mark in item.iter_markers("pykvm"):
-        wrong = [*map(repr, mark.args), *sorted(set(mark.kwargs) - set(OPTIONS))]
+        wrong = [*map(repr, mark.args), *sorted({*mark.kwargs} - {*OPTIONS, ALLOW})]
         if wrong:
             raise pytest.UsageError(
                 f"@pytest.mark.pykvm: {', '.join(wrong)}: unknown; write NAME=VALUE with one of "
-                f"{', '.join(OPTIONS)}"
+                f"{', '.join((*OPTIONS, ALLOW))}"
             )
         options = {**mark.kwargs, **options}
     return options
 
 
-def boot(
-    kernel: str | None,
-    cpus: int = 1,
-    memory: str | int = "256M",
-    append: str | None = None,
-    add: tuple[str, ...] = (),
-    modules: tuple[str, ...] = (),
-    disks: tuple[str, ...] = (),
-    setup: tuple[str, ...] = (),
-    cache: bool = True,
-) -> GuestMachine:
-    """A machine with busybox's commands, at rest. Skips where the host cannot."""
-    from pykvm.agent import cached
-    from pykvm.agent.config import configure
-    from pykvm.agent.guest import BOOT_S
-    from pykvm.config import CMDLINE_DEFAULT, parse_size
+def boot(cache: bool, required: bool, **options: Any) -> GuestMachine:
+    """The machine that a marker describes. Where there can be none, skips, or fails."""
+    from pykvm.agent import described
 
-    options: dict[str, Any] = {
-        "add": (BUSYBOX, *_listed(add)),
-        "modules": _listed(modules),
-        "cpus": cpus,
-        "memory": parse_size(memory) if isinstance(memory, str) else memory,
-        "cmdline": CMDLINE_DEFAULT if append is None else append,
-    }
-    if disks:
-        options["disks"] = tuple(map(_disk, _listed(disks)))
-    _skip_where_linux_cannot_run()
-    config = configure(_find_kernel(kernel), **options)
-    commands = (INSTALL, *_listed(setup))
-    if not cache:
-        return cached.boot(config, commands, BOOT_S)
-    return cached.boot_once(config, commands, BOOT_S, _warn)
+    problem = described.why_not()
+    if problem is not None and required:
+        pytest.fail(f"pykvm: {problem}", pytrace=False)
+    if problem is not None:
+        pytest.skip(f"pykvm: {problem}")
+    return described.boot(cache, _warn, **options)
 
 
 def _warn(message: str) -> None:
@@ -174,51 +223,14 @@ def _warn(message: str) -> None:
     warnings.warn(pytest.PytestWarning(f"pykvm: {message}"), stacklevel=2)
 
 
-def _listed(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    """One is as good as a list of one."""
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _disk(spec: str) -> Any:
-    """What ``--disk`` is given. What a test writes goes to an overlay that ends with its `vm`."""
-    from pykvm.virtio.config.disk import DROPPED, parse_disk
-
-    disk = parse_disk(spec)
-    return disk if disk.read_only or disk.overlay else disk._replace(overlay=DROPPED)
-
-
-def _find_kernel(kernel: str | None) -> str:
-    import os
-
-    from pykvm.cli_kernel import find_or_fetch
-
-    return kernel if kernel is not None and os.path.exists(kernel) else find_or_fetch(kernel)
-
-
-def _skip_where_linux_cannot_run() -> None:
-    import os
-
-    from pykvm.doctor import why_not_linux
-    from pykvm.errors import KvmError
-
-    try:
-        problem = why_not_linux()
-    except KvmError as error:
-        problem = str(error)
-    if problem is not None:
-        pytest.skip(f"pykvm: {problem}; put 'pykvm lab --' in front of pytest")
-    if not os.path.exists(BUSYBOX):
-        pytest.skip(f"pykvm: {BUSYBOX} is missing; install busybox-static")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add to what is told of a failure: the console of the test's machine, its last exits."""
     report: pytest.TestReport = yield
-    vm = getattr(item, "funcargs", {}).get("vm")
-    if report.failed and vm is not None and hasattr(vm, "last_exits"):
+    vm = item.stash.get(VM, None)
+    if report.failed and vm is not None:
         exits = "\n".join(vm.last_exits())
         report.sections.append(("console of the pykvm machine", vm.console[-CONSOLE_SHOWN:]))
         report.sections.append(("last exits of the pykvm machine", exits))

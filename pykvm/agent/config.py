@@ -29,10 +29,13 @@ def configure(
 ) -> MachineConfig:
     """What `GuestMachine.boot` boots, but for where its port leads."""
     fields: dict[str, Any] = {"cmdline": CMDLINE_DEFAULT, **options}
-    kinds = ["ports"] + (["disk"] if fields.get("disks") else [])
+    nets = fields.get("nets", ())
+    kinds = ["ports"] + ["disk"] * bool(fields.get("disks")) + ["net"] * bool(nets)
     names = [TRANSPORTS.get(fields.get("transport", "pci"), "")]
     names += [name for kind in kinds for name in KINDS[kind]]
-    initrd = default_initrd(os.fspath(kernel), add=add, modules=[*names, *modules], ports=[PORT])
+    initrd = default_initrd(
+        os.fspath(kernel), add=add, modules=[*names, *modules], nets=nets, ports=[PORT]
+    )
     return MachineConfig(
         **fields, kernel=kernel, initrd=(initrd,), ports=(PortConfig(PORT, "fd:0"),)
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 from pykvm.agent import wire
 from pykvm.agent.config import configure, saved_config, with_port
 from pykvm.agent.errors import CommandError, GuestEndedError
+from pykvm.agent.faults import faults
 from pykvm.agent.link import OUTPUT_MAX, Completed, Link, LinkError
 from pykvm.agent.runner import Runner
 from pykvm.devices.vmgenid import SIZE as GENERATION_ID_SIZE
@@ -47,6 +48,7 @@ class GuestMachine:
         self._link = link
         self._runner = Runner(machine, on_end=link.hang_up)
         self._lost = ""  # why the agent does not listen any more
+        self.end_was_told = False  # somebody was raised a `GuestEndedError` for it
         self._lock = threading.Lock()  # one request at a time
 
     @classmethod
@@ -104,7 +106,9 @@ class GuestMachine:
     @classmethod
     def _copy(cls, machine: Callable[[Link], Machine], past: str = "") -> GuestMachine:
         self = cls._make(machine, past)
-        self._clock_is_late = self.is_as_forked = True
+        self._clock_is_late = True
+        # What the other end of a network knows of the guest, no reset takes back.
+        self.is_as_forked = not self._machine.config.nets
         return self
 
     def fork(self, **changes: Any) -> GuestMachine:
@@ -225,6 +229,11 @@ class GuestMachine:
         """What the guest wrote to its console, also before it was forked."""
         return self._past + self._machine.console_log.decode(errors="replace")
 
+    @property
+    def faults(self) -> list[str]:
+        """What the kernel has said of its own faults since this machine began: see `faults`."""
+        return faults(self._machine.console_log)
+
     def last_exits(self) -> list[str]:
         """Why the vCPUs left the guest of late, and what devices did: lines. It rests then."""
         with self._lock, contextlib.suppress(PykvmError):
@@ -266,7 +275,7 @@ class GuestMachine:
         except LinkError as error:
             self._runner.stop()
             self._lost = self._runner.ending or str(error)
-            raise GuestEndedError(self._lost, self._runner.report or self.console) from None
+            raise self._end() from None
         except PykvmError:  # the command's end, not the guest's
             raise
         except BaseException:
@@ -284,7 +293,21 @@ class GuestMachine:
             self._runner.stop()
             self._lost = self._lost or self._runner.ending
         if self._lost:
-            raise GuestEndedError(self._lost, self._runner.report or self.console)
+            raise self._end()
+
+    def _end(self) -> GuestEndedError:
+        """What to raise: how it ended or, if it only does not answer, where it is."""
+        self.end_was_told = True
+        if self._runner.ending:
+            report = self._runner.report or self.console
+            first, _, rest = report.partition("\n")
+            if first.startswith(self._lost):  # and says more
+                return GuestEndedError(first, rest)
+            return GuestEndedError(self._lost, report)
+        from pykvm.report import where
+
+        lines = (line for vcpu in self._machine.vcpus for line in where(self._machine, vcpu))
+        return GuestEndedError("\n  ".join([self._lost, *lines]), self.console)
 
     def close(self) -> None:
         """Destroy the machine. Safe to call twice."""

@@ -69,6 +69,16 @@ def initrd_files(tree: Path, names: Iterable[str]) -> dict[str, bytes]:
     }
 
 
+def unknown(tree: Path, names: Iterable[str]) -> list[str]:
+    """Those of `names` that the kernel neither has as modules, in its `tree`, nor built in."""
+    try:
+        built_in = (tree / "modules.builtin").read_text().split()
+    except OSError:
+        return []  # there is no telling
+    known = {*_paths(tree), *map(_name, built_in)}
+    return [name for name in names if _normal(name) not in known]
+
+
 def _normal(name: str) -> str:
     """To the kernel, dashes and underscores in a module's name are the same."""
     return name.replace("-", "_")
@@ -80,7 +90,11 @@ def _paths(tree: Path) -> dict[str, str]:
         lines = (tree / "modules.order").read_text().split()
     except OSError as error:
         raise BootError(f"{tree}/modules.order: {error.strerror}; cannot find modules") from None
-    return {_normal(line.rpartition("/")[2].removesuffix(".ko")): line for line in lines}
+    return {_name(line): line for line in lines}
+
+
+def _name(path: str) -> str:
+    return _normal(path.rpartition("/")[2].removesuffix(".ko"))
 
 
 def _read(tree: Path, path: str) -> bytes:

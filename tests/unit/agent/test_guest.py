@@ -41,7 +41,9 @@ class Fake:
         self.ended: Reason | None = None
         self.error: Exception | None = None
         self.runs = self.resets = self.forks = 0
+        self.report = "the report"
         self.template: Any = None
+        self.vcpus: list[Any] = []
         self.stopped = threading.Event()
         self._rest = b""
 
@@ -52,7 +54,7 @@ class Fake:
             self._serve()
         if self.error:
             raise self.error
-        report = "the report" if self.ended else ""
+        report = self.report if self.ended else ""
         return Outcome(self.ended or Reason.QUIT, 0, b"", Stats(0, 0, 0), report)
 
     def _serve(self) -> None:
@@ -210,6 +212,16 @@ def test_guest_that_ends_is_told_with_its_report(make: Any) -> None:
         guest.run("x")
     with pytest.raises(GuestEndedError, match="kernel panic"):
         guest.fork()
+
+
+def test_headline_of_the_report_is_told_once(make: Any) -> None:
+    def panic(fake: Fake, kind: int, payload: bytes) -> None:
+        fake.ended, fake.report = Reason.PANIC, "the guest ended: kernel panic: why\n  where"
+
+    guest, _ = make(panic)
+    with pytest.raises(GuestEndedError) as caught:
+        guest.run("x", timeout=LIMIT_S)
+    assert str(caught.value) == "the guest ended: kernel panic: why\n  where"
 
 
 def test_guest_that_ends_between_two_commands_is_told(make: Any) -> None:

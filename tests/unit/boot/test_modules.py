@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pykvm.boot.modules import initrd_files
+from pykvm.boot.modules import initrd_files, unknown
 from pykvm.errors import BootError
 
 
@@ -45,6 +45,12 @@ def test_dashes_and_underscores_are_the_same(tree: Path) -> None:
 
 def test_a_name_the_tree_does_not_have_is_left_out(tree: Path) -> None:
     assert initrd_files(tree, ["built_in"]) == {"pykvm/modules/order": b""}
+
+
+def test_names_are_known_as_modules_or_built_in_or_there_is_no_telling(tree: Path) -> None:
+    assert unknown(tree, ["disk", "nothing"]) == []
+    (tree / "modules.builtin").write_text("kernel/drivers/virtio/virtio-pci.ko\n")
+    assert unknown(tree, ["disk", "virtio_pci", "virtio-pci", "nothing"]) == ["nothing"]
 
 
 def test_a_module_that_is_listed_and_missing_is_an_error(tree: Path) -> None:
