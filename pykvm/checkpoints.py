@@ -23,11 +23,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pykvm.errors import ConfigError, HostError, KvmError, PykvmError
+from pykvm.errors import ConfigError, HostError, PykvmError
 from pykvm.memory import Region
 from pykvm.snapshot import pages
 from pykvm.snapshot.diskhistory import DiskHistory, with_own_overlays
-from pykvm.snapshot.layers import Layer, Stack, differing
+from pykvm.snapshot.layers import Layer, Stack, close_files, differing
 from pykvm.snapshot.template import Template
 from pykvm.snapshot.trigger import CONSOLE, compile_pattern
 
@@ -174,7 +174,7 @@ class Checkpoints:
 
     def _take(self) -> Checkpoint:
         machine = self._machine
-        parts = self._disks_or_forget()
+        parts = self._disks.take(machine)
         self._follow(machine.console_log)
         with self._lock:
             before = self._update_or_forget()
@@ -186,26 +186,25 @@ class Checkpoints:
             self._taken += 1
             self._points.append(point)
             while len(self._points) > 2 and (len(self) > self._count or self.size > self._size):
-                self._points.pop(0).close()
-                self._disks.forget_oldest()
+                self._forget_oldest()
         return point
 
-    def _disks_or_forget(self) -> Parts:
-        """As `_update_or_forget`, of what was written to disks."""
+    def _forget_oldest(self) -> None:
         try:
-            return self._disks.take(self._machine)
-        except KvmError as error:
-            with self._lock:
-                self._forget_all()
-            raise HostError(f"checkpoints: {error.strerror}: all of them are lost") from None
+            self._disks.forget_oldest()
+        except BaseException:
+            self._forget_all()
+            raise
+        self._points.pop(0).close()
 
     def _update_or_forget(self) -> Layer:
         """Half an update would make all older ones false."""
-        before = Layer(_file(self._machine.memory.size), [])
+        before = Layer(-1, [])
         try:
+            before.fd = _file(self._machine.memory.size)
             self._update(before)
         except BaseException as error:
-            os.close(before.fd)
+            close_files(before.fd, ())
             self._forget_all()
             self._epoch = -1
             if isinstance(error, OSError):

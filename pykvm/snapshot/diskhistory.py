@@ -41,6 +41,7 @@ class DiskHistory:
 
     def __init__(self, machine: Machine) -> None:
         self._moments: list[dict[int, _Written]] = []  # by the disk's number
+        self._whole = True  # what is taken next: there is nothing that it could stand on
         for number, disk in written_disks(machine).items():
             if disk.overlay is None:
                 raise ConfigError(
@@ -49,23 +50,25 @@ class DiskHistory:
                 )
 
     def take(self, machine: Machine) -> Parts:
-        """Keep what the disks of a machine at rest have; returns `capture` of it."""
+        """Keep what the disks of a machine at rest have; returns `capture` of it. When it fails,
+        the older ones are as they were."""
         disks = written_disks(machine)
         moment: dict[int, _Written] = {}
         try:
             for number, disk in disks.items():
                 assert disk.overlay is not None
-                moment[number] = _Written(*disk.overlay.take(all=not self._moments))
+                moment[number] = _Written(*disk.overlay.take(all=self._whole))
                 disk.is_copied = True
             parts = capture.capture(machine)
         except BaseException:
             _close(moment)
-            self.close()  # what was taken from the overlay is nowhere now
+            self._whole = True  # what was taken is nowhere now
             raise
         finally:
             for disk in disks.values():
                 disk.is_copied = False
         self._moments.append(moment)
+        self._whole = False
         return parts
 
     def at(self, index: int) -> Overlays:
@@ -92,13 +95,13 @@ class DiskHistory:
         return merged
 
     def forget_oldest(self) -> None:
-        """The next one is the oldest then."""
-        oldest = self._moments.pop(0)
-        for number, written in self._moments[0].items() if self._moments else ():
+        """The next one is the oldest then. When it fails, all are to be forgotten."""
+        oldest, following = self._moments[:2]
+        for number, written in following.items():
             if not written.is_all:
                 oldest[number].overlay.add(written.overlay)
-                oldest[number], self._moments[0][number] = written, oldest[number]
-        _close(oldest)
+                oldest[number], following[number] = written, oldest[number]
+        _close(self._moments.pop(0))
 
     @property
     def size(self) -> int:
@@ -107,6 +110,7 @@ class DiskHistory:
 
     def close(self) -> None:
         """Forget all. Safe to call twice."""
+        self._whole = True
         while self._moments:
             _close(self._moments.pop())
 
