@@ -10,14 +10,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# $1 python, $2 kernel, $3 the compiled clone.c.
+# In a network namespace of its own. $1 python, $2 kernel, $3 the compiled clone.c.
 LAB = """
 set -e
 rm -rf /tmp/clones
 mkdir /tmp/clones
 cd /tmp/clones
 ip link set lo up
-ip link del br0 2>/dev/null || true
 ip link add br0 address 02:00:00:00:00:fe type bridge forward_delay 0
 ip addr add 10.9.0.1/24 dev br0
 ip link set br0 up
@@ -55,8 +54,8 @@ def test_copies_go_on_with_their_devices_and_have_addresses_of_their_own(
         ["gcc", "-O1", "-static", "-o", str(clone), str(HERE / "clone.c")], check=True, timeout=60
     )
     (tmp_path / "lab").write_text(LAB.replace("HERE", str(HERE)))
-    words = ["sh", str(tmp_path / "lab"), sys.executable, debian_kernel("6.12-cloud")]
-    done = in_lab([*words, str(clone)])
+    words = ["unshare", "--net", "sh", str(tmp_path / "lab"), sys.executable]
+    done = in_lab([*words, debian_kernel("6.12-cloud"), str(clone)])
     said = done.stdout.decode().replace("\r", "")
     booted, rest = said.split("restored with its identity")
     kept, copies = rest.split("restored twice at once")

@@ -22,7 +22,7 @@ echo sum $(busybox cat /sum)
 echo name server $(busybox cat /etc/resolv.conf)
 """
 
-# In the lab: the server, then the guest, by each of the wires.
+# In the lab, in a network namespace of its own: the server, then the guest, by each of the wires.
 LAB = """
 set -e
 ip link set lo up
@@ -47,8 +47,8 @@ def test_a_stock_kernel_uses_the_network(
 
     (tmp_path / "guest").write_text(GUEST)
     (tmp_path / "lab").write_text(LAB.format(size=SIZE))
-    words = ["sh", str(tmp_path / "lab"), sys.executable, debian_kernel("6.12-cloud")]
-    words += [str(tmp_path / "guest")]
+    words = ["unshare", "--net", "sh", str(tmp_path / "lab"), sys.executable]
+    words += [debian_kernel("6.12-cloud"), str(tmp_path / "guest")]
     done = in_lab(words, writable=[str(tmp_path)])
     said = done.stdout.decode().splitlines()
     (made,) = (line.split()[1] for line in said if line.startswith("made "))
