@@ -41,7 +41,6 @@ class GuestMachine:
         self.boot_seconds = 0.0  # that `boot` took
         self.is_as_forked = False  # or was, before it ran: `reset` makes a new fork of it
         self.asked = 0  # how often
-        self._forked_at = -1  # when it had been asked so often
         self._machine = machine
         self._past = past
         self._clock_is_late = False  # the guest's time is that of the machine it was forked from
@@ -121,12 +120,7 @@ class GuestMachine:
         config = self._machine.config
 
         def fork(link: Link) -> Machine:
-            options = {"ports": with_port(config, link).ports, **changes}
-            template = self._machine.template
-            if template is not None and self._forked_at == self.asked:  # it has not run since
-                return template.machine(**options)
-            self._forked_at = self.asked
-            return self._machine.fork(**options)
+            return self._machine.fork(**{"ports": with_port(config, link).ports, **changes})
 
         return GuestMachine._copy(fork, self.console)
 
@@ -136,7 +130,6 @@ class GuestMachine:
         self.rest()
         self._machine.generation_id.value = os.urandom(GENERATION_ID_SIZE)
         self._machine.reset()
-        self._forked_at = -1
         self._clock_is_late = True
 
     # ── what it is asked for ─────────────────────────────────────────────────────────────────
@@ -244,7 +237,6 @@ class GuestMachine:
     def machine(self) -> Machine:
         """For all else. Whoever has it may change what `reset` does not take back."""
         self.is_as_forked = False
-        self._forked_at = -1
         return self._machine
 
     # ── how it runs ──────────────────────────────────────────────────────────────────────────

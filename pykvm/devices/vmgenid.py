@@ -44,14 +44,3 @@ class GenerationId:
         """The same, unless it is there already."""
         if self._memory.read(layout.VM_GENERATION_ID, SIZE) != self.value:
             self.announce()
-
-    def is_all_that_changed(self) -> bool:
-        """Private memory: whether nothing in it but the id differs from the file beneath."""
-        size = layout.VM_GENERATION_ID_PAGE
-        for offset, changed in self._memory.changes():
-            if (offset, changed) != (layout.VM_GENERATION_ID, size):
-                return False
-            beneath = os.pread(self._memory.file, size, offset)
-            if self._memory.read(offset, size)[SIZE:] != beneath[SIZE:]:
-                return False
-        return True

@@ -120,7 +120,9 @@ def note(machine: Machine, id: str) -> None:
 
 
 def has_changed(machine: Machine, before: Template) -> bool:
-    """Whether the memory is other than the template's, but for the generation id."""
+    """Whether the memory is other than the template's. The bytes are compared: a device that rests
+    and goes on writes to its rings what is there already. The generation id does not count: who
+    goes on from here gets one of its own."""
     stack = Stack(before.fd, machine.memory.size, before.layers)  # whose files stay the template's
     place = layout.VM_GENERATION_ID
     for offset, data in differing(machine.memory, stack, machine.memory.changes()):

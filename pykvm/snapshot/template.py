@@ -205,9 +205,10 @@ def _current(machine: Machine) -> Template | None:
     if (
         template is None
         or machine.captured_at != machine.changes
+        or template.overlays
         or overlays.are_written(machine)
         or not capture.states_of(machine).items() <= template.parts.items()
-        or _has_changed(machine, template)
+        or has_changed(machine, template)
     ):
         return None
     template.lineage = inherited(machine)
@@ -247,7 +248,7 @@ def _current_memory(machine: Machine) -> tuple[int, list[Layer]]:
     if not memory.is_private:
         return memory.freeze(), []
     before = machine.template
-    if before is not None and not _has_changed(machine, before):
+    if before is not None and not has_changed(machine, before):
         same = before.copy()
         return same.fd, same.layers
     fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -260,11 +261,3 @@ def _current_memory(machine: Machine) -> tuple[int, list[Layer]]:
         os.close(fd)
         raise
     return fd, []
-
-
-def _has_changed(machine: Machine, before: Template) -> bool:
-    """Whether the memory is not the template's any more. The generation id does not count: who
-    goes on from here gets one of its own."""
-    if before.layers:
-        return has_changed(machine, before)
-    return not machine.generation_id.is_all_that_changed()

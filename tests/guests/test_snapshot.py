@@ -16,6 +16,7 @@ from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError, PykvmError
 from pykvm.machine import Machine
 from pykvm.outcome import Outcome, Reason
+from pykvm.virtio.config.disk import DiskConfig
 
 MEMORY = 16 << 20
 
@@ -121,6 +122,33 @@ def test_a_machine_that_has_changed_is_captured_anew_and_another_is_not(
     CHANGES[what](vm)
     vm.fork().close()
     assert vm.template is not first
+
+
+@pytest.mark.parametrize("transport", ["mmio", "pci"])
+def test_a_machine_with_virtio_devices_at_rest_is_not_captured_anew(
+    tmp_path: Path, transport: str
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(16 * 512))
+    disk = DiskConfig(str(tmp_path / "disk"), read_only=True)
+    config = MachineConfig(
+        kernel=guest_programs.path("virtqueue"),
+        memory=MEMORY,
+        cmdline=f"pci={int(transport == 'pci')}",
+        transport=transport,
+        disks=(disk,),
+        rng=True,
+    )
+    with Machine(config) as vm:
+        vm.run(timeout=TIMEOUT_S)
+        vm.fork().close()
+        first = vm.template
+        assert list(vm.memory.changes())  # it has gone on serving its rings
+        for _ in range(3):
+            vm.fork().close()
+            assert vm.template is first
+        vm.memory.write(0x8000, b"changed")
+        vm.fork().close()
+        assert vm.template is not first
 
 
 def test_forks_of_one_pause_share_a_template_and_later_ones_do_not(boot: Boot) -> None:

@@ -77,11 +77,6 @@ class Fake:
         self.stopped.set()
 
     def fork(self, ports: tuple[PortConfig, ...]) -> Fake:
-        self.forks += 1
-        self.template = SimpleNamespace(machine=self._again)
-        return self._again(ports)
-
-    def _again(self, ports: tuple[PortConfig, ...]) -> Fake:
         return Fake(self.config._replace(ports=ports), self.answer)
 
     def reset(self) -> None:
@@ -165,19 +160,6 @@ def test_fork_leads_its_own_port_and_sets_the_clock_once(make: Any) -> None:
         assert forked.config.ports[1] != fake.config.ports[1]
     guest.run("z")
     assert ToGuest.CLOCK not in [kind for kind, _ in fake.frames]
-
-
-def test_forks_share_a_template_until_it_has_run(make: Any) -> None:
-    guest, fake = make()
-    for _ in range(3):
-        guest.fork().close()
-    assert fake.forks == 1
-    guest.run("x")
-    guest.fork().close()
-    assert fake.forks == 2
-    guest.machine.touched = True  # whatever that may mean
-    guest.fork().close()
-    assert fake.forks == 3
 
 
 def test_reset_draws_an_id_and_sets_the_clock_again(make: Any) -> None:
