@@ -18,9 +18,8 @@ struct pk_mem {
 /* Make `size` bytes of guest memory, of which at most `hole` sit below `hole_end`. */
 int pk_mem_create(uint64_t size, uint64_t hole, uint64_t hole_end, struct pk_mem *ret);
 /* Make guest memory of the file `fd`, which must have `size` bytes and keep them: a private copy,
- * page by page as pages are written. `prefault`: map all of it now. */
-int pk_mem_map(int fd, uint64_t size, uint64_t hole, uint64_t hole_end, int prefault,
-               struct pk_mem *ret);
+ * page by page as pages are written. */
+int pk_mem_map(int fd, uint64_t size, uint64_t hole, uint64_t hole_end, struct pk_mem *ret);
 /* Go on as a private copy of the memory as it is now, at the same address; the memfd becomes the
  * file beneath and is sealed. Nobody may write to the memory meanwhile. */
 int pk_mem_freeze(struct pk_mem *mem);
@@ -46,6 +45,8 @@ int pk_mem_revert(struct pk_mem *mem, int drop);
  * nobody writes: as the file beneath (pk_mem_revert must drop then), or `copied`, like a write. */
 int pk_mem_lay(const struct pk_mem *mem, int fd, const struct pk_mem_range *ranges, uint32_t num,
                int copied);
+/* Private memory: map all of it now. Pages get no copies of their own by that. */
+int pk_mem_prefault(const struct pk_mem *mem);
 
 /* The one checked accessor: the host address of gpa [gpa, gpa + len), or NULL when any byte of it
  * is not guest memory. A range never straddles the hole. */
@@ -58,6 +59,8 @@ int pk_mem_discard(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
 
 /* Let two files or folders of one file system change places, in one step. */
 int pk_file_exchange(const char *one, const char *other);
+/* What kind of file system a file is on: a number of statfs(2). */
+int64_t pk_file_system(int fd);
 
 /* ── vm.c: ioctls ───────────────────────────────────────────────────────────────────────────── */
 

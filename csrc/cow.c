@@ -40,16 +40,14 @@ struct scan {
 #define ENTRY_SWAPPED (1ull << 62)
 #define ENTRY_PRESENT (1ull << 63)
 
-int pk_mem_map(int fd, uint64_t size, uint64_t hole, uint64_t hole_end, int prefault,
-               struct pk_mem *ret)
+int pk_mem_map(int fd, uint64_t size, uint64_t hole, uint64_t hole_end, struct pk_mem *ret)
 {
     if (size == 0 || size > SIZE_MAX / 2)
         return -EINVAL;
     int base_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (base_fd < 0)
         return -errno;
-    int flags = MAP_PRIVATE | MAP_NORESERVE | (prefault ? MAP_POPULATE : 0);
-    void *hva = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, base_fd, 0);
+    void *hva = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, base_fd, 0);
     if (hva == MAP_FAILED) {
         int err = errno;
         close(base_fd);
@@ -252,4 +250,10 @@ int pk_mem_lay(const struct pk_mem *mem, int fd, const struct pk_mem_range *rang
         }
     }
     return 0;
+}
+
+int pk_mem_prefault(const struct pk_mem *mem)
+{
+    /* Not MAP_POPULATE: it would write to each page, and so copy it. */
+    return madvise(mem->hva, mem->size, MADV_POPULATE_READ) < 0 ? -errno : 0;
 }

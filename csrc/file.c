@@ -16,12 +16,16 @@ int pk_file_exchange(const char *one, const char *other)
     return renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE) < 0 ? -errno : 0;
 }
 
+int64_t pk_file_system(int fd)
+{
+    struct statfs fs;
+    return fstatfs(fd, &fs) < 0 ? -errno : (int64_t)fs.f_type;
+}
+
 int pk_file_is_in_memory(int fd)
 {
     struct stat file; /* a block device's name lies in a tmpfs */
-    struct statfs fs;
-    return fstat(fd, &file) == 0 && S_ISREG(file.st_mode) && fstatfs(fd, &fs) == 0 &&
-           fs.f_type == TMPFS_MAGIC;
+    return fstat(fd, &file) == 0 && S_ISREG(file.st_mode) && pk_file_system(fd) == TMPFS_MAGIC;
 }
 
 int pk_file_clear(int fd, off_t at, off_t len, int unmap)

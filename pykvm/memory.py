@@ -53,9 +53,9 @@ class GuestMemory:
     Owned by one `Machine`; any thread may read and write. Closing unmaps it: views must be gone.
     """
 
-    def __init__(self, size: int, base: int | None = None, *, prefault: bool = False) -> None:
+    def __init__(self, size: int, base: int | None = None) -> None:
         """`base` is a file descriptor whose `size` bytes the memory begins with; whatever is
-        written stays in this process. `prefault` maps all of it now."""
+        written stays in this process."""
         if size <= 0 or size % 4096:
             raise ConfigError(
                 f"--memory: {size} bytes is not a positive multiple of 4096; try --memory 256M"
@@ -67,7 +67,7 @@ class GuestMemory:
         if base is None:
             result = lib.pk_mem_create(size, *hole, self.handle)
         else:
-            result = lib.pk_mem_map(base, size, *hole, prefault, self.handle)
+            result = lib.pk_mem_map(base, size, *hole, self.handle)
         check(result, f"memfd of {size} bytes for guest memory", "try a smaller --memory")
         self.size = size
         self.low_end = int(self.handle.low_size)  # the first gpa after low memory
@@ -194,6 +194,10 @@ class GuestMemory:
         check(result, "mapping the pages of a differential snapshot")
         if not copied:
             self.laid += ranges
+
+    def prefault(self) -> None:
+        """Private memory: read and map all of it now. No page gets a copy of its own by that."""
+        check(lib.pk_mem_prefault(self.handle), "madvise(MADV_POPULATE_READ) of guest memory")
 
     def changes(self) -> Iterator[Region]:
         """Private memory: the pages written since it was made, whoever wrote them, as ranges of

@@ -11,15 +11,21 @@ import contextlib
 import os
 import zlib
 
+from pykvm._core import lib
 from pykvm.boot.files import stamp
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.memory import Region
 from pykvm.snapshot import format, pages
-from pykvm.snapshot.layers import Layer, Stack
+from pykvm.snapshot.layers import Layer, Stack, without
 
 if TYPE_CHECKING:
     from typing import Any, Final
+
+# File systems of statfs(2) where to read a hole through a mapping takes a page, of which there may
+# be none: then the kernel gives the guest other bytes, and ends a process. An overlayfs may have a
+# tmpfs beneath.
+FILLING_HOLES: Final = {0x0102_1994: "tmpfs", 0x794C_7630: "overlayfs"}
 
 LONGEST: Final = 128  # snapshots in a chain: each is two files to open, and its pages to look up
 NONSENSE: Final = (LookupError, TypeError, ValueError, AttributeError, ImportError)  # in a head
@@ -149,7 +155,17 @@ def open_stack(chain: list[Link], *, verify: bool = False) -> Stack:
                 ranges = [] if link.is_full else link.ranges
             except NONSENSE as error:
                 raise format.damaged(link.folder, f"{format.HEAD}: {error!r}") from None
-            layers.append(Layer(fd, ranges))
+            if lib.pk_file_system(fd) in FILLING_HOLES:
+                data = list(pages.joined(pages.data_of(fd, link.size)))
+                if link.is_full:  # only its data are mapped, over a file of zeros
+                    zeros = os.memfd_create("zeros", os.MFD_CLOEXEC)
+                    opened.callback(os.close, zeros)
+                    os.truncate(zeros, link.size)
+                    layers.append(Layer(zeros, []))
+                    ranges = data
+                layers.append(Layer(fd, ranges, is_mapped=not list(without(ranges, data))))
+            else:
+                layers.append(Layer(fd, ranges))
         opened.pop_all()
     return Stack(layers[0].fd, chain[0].size, layers[1:])
 

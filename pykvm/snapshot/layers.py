@@ -35,9 +35,14 @@ LARGE: Final = 16 * PAGE  # from here on they are worth it
 class Layer:
     """Pages that lie over the memory's file: of a snapshot that holds only what had changed."""
 
-    def __init__(self, fd: int, ranges: Sequence[Region]) -> None:
+    def __init__(self, fd: int, ranges: Sequence[Region], *, is_mapped: bool = True) -> None:
         self.fd = fd
         self.ranges = ranges  # by their place in the memory's file; in `fd` at the same place
+        self.is_mapped = is_mapped  # else its ranges are always copied
+
+    def copy(self) -> Layer:
+        """The same, with a descriptor of its own."""
+        return Layer(os.dup(self.fd), self.ranges, is_mapped=self.is_mapped)
 
 
 def close_files(fd: int, layers: Iterable[Layer]) -> None:
@@ -88,7 +93,7 @@ class Placing:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         ranges = shown(layers)
-        large = (entry for entry in ranges if entry.size >= LARGE)
+        large = (entry for entry in ranges if entry.size >= LARGE and layers[entry.layer].is_mapped)
         mapped = set(sorted(large, key=attrgetter("size"), reverse=True)[:MAPPED])
         self.mapped: list[list[Region]] = [[] for _ in layers]
         self.copied: list[list[Region]] = [[] for _ in layers]

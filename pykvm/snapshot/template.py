@@ -87,9 +87,11 @@ class Template:
 
     def memory(self) -> GuestMemory:
         """Memory for a new machine."""
-        memory = GuestMemory(self.config.memory, self.fd, prefault=self.prefault)
+        memory = GuestMemory(self.config.memory, self.fd)
         for layer, ranges in zip(self.layers, self._placing.mapped, strict=True):
             memory.lay(layer.fd, ranges)
+        if self.prefault:
+            memory.prefault()
         self.overlay(memory)
         memory.placed = list(self.placed)
         return memory
@@ -143,7 +145,7 @@ class Template:
 
     def copy(self) -> Template:
         """The same, with descriptors of its own."""
-        layers = [Layer(os.dup(layer.fd), layer.ranges) for layer in self.layers]
+        layers = [layer.copy() for layer in self.layers]
         same = Template(
             self.config,
             self.entry,

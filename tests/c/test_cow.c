@@ -82,7 +82,7 @@ static void a_revert_undoes_every_write(void)
 static void two_memories_of_one_file_do_not_see_each_other(void)
 {
     struct pk_mem one = frozen(), other;
-    CHECK_EQ(pk_mem_map(one.base_fd, SIZE, SIZE, SIZE, 0, &other), 0);
+    CHECK_EQ(pk_mem_map(one.base_fd, SIZE, SIZE, SIZE, &other), 0);
     one.hva[PAGE] = 100;
     other.hva[2 * PAGE] = 200;
     CHECK_EQ(other.hva[PAGE], 1);

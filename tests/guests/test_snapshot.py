@@ -12,6 +12,7 @@ import pytest
 from snapshots import TIMEOUT_S, nonces, open_files, passed
 
 from pykvm import guest_programs
+from pykvm._core import ffi
 from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError, PykvmError
 from pykvm.machine import Machine
@@ -83,6 +84,17 @@ def test_copies_have_the_memory_types_that_a_boot_sets(boot: Boot, tmp_path: Pat
     with vm.fork() as fork, Machine.restore(tmp_path / "snap") as restored:
         for machine in (vm, fork, restored):
             assert machine.vcpus[0].get_msrs([0x2FF]) == {0x2FF: 0x806}  # KVM's list lacks MTRRs
+
+
+def test_prefaulted_memory_is_mapped_and_not_copied(boot: Boot, tmp_path: Path) -> None:
+    boot("rounds=2").snapshot(tmp_path / "snap")
+    with Machine.restore(tmp_path / "snap", prefault=True) as vm:
+        start = f"{int(ffi.cast('uintptr_t', vm.memory.handle.hva)):x}-"
+        with open("/proc/self/smaps") as lines:
+            assert any(line.startswith(start) for line in lines)
+            rss = next(line for line in lines if line.startswith("Rss:"))
+        assert int(rss.split()[1]) << 10 == MEMORY
+        assert sum(size for _, size in vm.memory.changes()) <= 4096  # its generation id
 
 
 def test_fork_of_a_fork_is_of_the_next_generation(boot: Boot) -> None:

@@ -195,6 +195,63 @@ def test_full_disk_is_told_and_the_guest_goes_on() -> None:
     assert done.stdout.endswith("ok: all rounds played\n")  # `ls` found nothing
 
 
+# In a tmpfs of its own. Python reads all memory, so that a page which cannot be read ends it.
+ON_A_FULL_TMPFS = """
+import sys
+from pathlib import Path
+from pykvm.machine import Machine
+from snapshots import HOST_WRITES, PAGE, TIMEOUT_S, machine, passed
+
+folder, size = Path(sys.argv[1]), 64 << 20
+saved = {}
+with machine("rounds=3 ask=2 touch=600", memory=size) as vm:
+    for name in ("unused", "used", "later"):
+        vm.memory.write(HOST_WRITES, bytes(128 * PAGE))
+        vm.memory.write(HOST_WRITES + 16 * PAGE, name.encode())
+        vm.snapshot(folder / name, base=folder / "used" if name == "later" else None)
+        saved[name] = vm.memory.read(0, size)
+        vm.memory.write(HOST_WRITES, bytes(range(256)) * 16 * 128)
+        if name == "unused":
+            vm.run(timeout=TIMEOUT_S)
+with open(folder / "filled", "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(PAGE)):
+            pass
+    except OSError:
+        pass
+for name in saved:
+    for prefault in (False, True):
+        with Machine.restore(folder / name, prefault=prefault) as vm:
+            vm.memory.write(0xEF000, saved[name][0xEF000:0xEF010])  # the generation id
+            assert vm.memory.read(0, size) == saved[name]
+            assert sum(size for _, size in vm.memory.changes()) < 2 << 20, "copied, not mapped"
+            assert passed(vm.run(timeout=TIMEOUT_S))
+            vm.reset()
+            assert passed(vm.run(timeout=TIMEOUT_S))
+print("as it was")
+"""
+
+
+def test_a_guest_from_a_full_tmpfs_is_the_one_that_was_saved(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(ON_A_FULL_TMPFS)
+    (tmp_path / "full").mkdir()
+    script = 'mount -t tmpfs -o size=20M none "$3" && "$1" "$2" "$3"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+    command += [sys.executable, str(tmp_path / "script"), str(tmp_path / "full")]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    if "Operation not permitted" in done.stderr or "/dev/kvm" in done.stderr:
+        pytest.skip("no user namespaces here, or no /dev/kvm in them")
+    assert done.stdout == "as it was\n", done.stderr
+
+
 @pytest.fixture
 def snapshots(tmp_path: Path) -> Path:
     """A folder with two snapshots that the command line made: `asked` and `seen`."""
