@@ -76,6 +76,10 @@ static void *run(void *argument)
         }
     }
     io->end(io->device);
+    /* So that the rings are the same whenever it is stopped: a machine at rest does not change. */
+    for (uint32_t i = 0; i < io->num; i++)
+        if (io->queues[i].virtq.used != NULL)
+            pk_virtq_ask_kicks(&io->queues[i].virtq);
     return NULL;
 }
 
