@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 MSR_TSC: Final = 0x10
 MSR_TSC_DEADLINE: Final = 0x6E0
+# Memory types, which KVM keeps and does not list: ranges, fixed ranges, the default (Intel SDM vol.
+# 3A §12.11.2, "Memory Type Range Registers (MTRRs)").
+MTRRS: Final = (*range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270), 0x2FF)
 TSS_BUSY: Final = 1 << 1  # of the type of a TSS
 FAR: Final = 1 << 40  # TSC ticks: some minutes
 U64: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -89,7 +92,7 @@ class VcpuFormat:
     """How this host's KVM describes a vCPU: sizes, and which MSRs there are to save."""
 
     def __init__(self, machine: Machine) -> None:
-        self.msrs = machine.kvm.msr_indices()
+        self.msrs = list(dict.fromkeys([*machine.kvm.msr_indices(), *MTRRS]))
         vendor = ffi.new("uint32_t[4]")
         lib.pk_cpuid(0, 0, vendor)
         self._is_amd = bytes(ffi.buffer(vendor))[4:8] == b"Auth"
