@@ -26,6 +26,7 @@ from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any, Final
 
     from pykvm.snapshot.capture import Parts
@@ -34,6 +35,12 @@ FORMAT: Final = "pykvm snapshot"
 VERSION: Final = 1
 DIFFERENTIAL: Final = 2  # the version of those that need their base
 HEAD, STATE, MEMORY = "snapshot.json", "state", "memory"
+FIELDS: Final = frozenset(
+    {
+        *("format", "version", "checksum", "id", "saved", "pykvm", "generation", "config"),
+        *("entry", "disks", "copies", "memory", "base", "compacted", "state"),
+    }
+)
 HEAD_MAX: Final = 64 << 20  # bytes
 
 ADDRESSES: Final = "ipaddress"  # the module; see `encode_config`
@@ -81,9 +88,19 @@ def decode_head(data: bytes, folder: str) -> dict[str, Any]:
         )
     if head.get("checksum") != checksum(head):
         raise damaged(folder, f"{HEAD} does not match its checksum")
+    if unknown := head.keys() - FIELDS:
+        raise unknown_fields("its head", unknown)
     if ("base" in head) != (head["version"] == DIFFERENTIAL):
         raise damaged(folder, f"{HEAD} says both that it has a base and that it has none")
     return head
+
+
+def unknown_fields(what: str, names: Iterable[str]) -> ConfigError:
+    """Whoever does not know a field does not know what it leaves out."""
+    return ConfigError(
+        f"snapshot: {what} has fields that this pykvm does not know ({', '.join(sorted(names))}); "
+        "restore it with the pykvm that made it, or take it anew"
+    )
 
 
 def damaged(folder: str, what: str) -> ConfigError:
@@ -155,6 +172,8 @@ def decode_config(value: Any) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, tuple)):
         raise ValueError(f"{value['a']} is no configuration")
     fields = {name: decode_config(field) for name, field in value.items() if name != "a"}
+    if unknown := fields.keys() - set(kind.__annotations__):
+        raise unknown_fields(f"its {name}", unknown)
     if kind is MachineConfig:
         fields["kernel"] = b""
         fields["mode"] = CpuMode(fields["mode"]) if fields["mode"] else None

@@ -78,12 +78,20 @@ def test_forks_and_their_origin_go_their_own_ways(boot: Boot, cpus: int) -> None
         assert b"generation 1" in again.console
 
 
-def test_copies_have_the_memory_types_that_a_boot_sets(boot: Boot, tmp_path: Path) -> None:
-    vm = boot("rounds=2 ask=1")
+def test_copies_have_the_memory_types_of_their_origin(boot: Boot, tmp_path: Path) -> None:
+    vm = boot("rounds=2 ask=1", cpus=2)
+    types = {0x200: 0xC000_0000, 0x201: 0xFF_C000_0800, 0x250: 0x0606 << 48, 0x2FF: 0xC06}
+    for vcpu in vm.vcpus:
+        assert vcpu.get_msrs([0x2FF]) == {0x2FF: 0x806}  # as firmware would leave it
+        if refused := vcpu.set_msrs(types):
+            pytest.skip(f"this KVM does not take the MTRRs {refused}")
     vm.snapshot(tmp_path / "snap")
     with vm.fork() as fork, Machine.restore(tmp_path / "snap") as restored:
+        restored.vcpus[1].set_msrs({0x250: 0})
+        restored.reset()
         for machine in (vm, fork, restored):
-            assert machine.vcpus[0].get_msrs([0x2FF]) == {0x2FF: 0x806}  # KVM's list lacks MTRRs
+            for vcpu in machine.vcpus:
+                assert vcpu.get_msrs(types) == types  # KVM's list lacks them
 
 
 def test_prefaulted_memory_is_mapped_and_not_copied(boot: Boot, tmp_path: Path) -> None:
@@ -154,8 +162,7 @@ def test_a_machine_with_virtio_devices_at_rest_is_not_captured_anew(
         vm.run(timeout=TIMEOUT_S)
         vm.fork().close()
         first = vm.template
-        assert list(vm.memory.changes())  # it has gone on serving its rings
-        for _ in range(3):
+        for _ in range(8):
             vm.fork().close()
             assert vm.template is first
         vm.memory.write(0x8000, b"changed")

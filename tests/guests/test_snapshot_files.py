@@ -23,7 +23,7 @@ from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError
 from pykvm.kvm import pack_cpuid, unpack_cpuid
 from pykvm.machine import Machine
-from pykvm.snapshot import format
+from pykvm.snapshot import chain, format
 from pykvm.snapshot.load import load
 from pykvm.virtio.config.disk import DiskConfig
 
@@ -98,6 +98,15 @@ def rewritten(saved: Path, copy: Path, **fields: object) -> Path:
 def test_other_version_is_refused_by_its_number(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="version 99"):
         load(rewritten(saved, tmp_path / "snap", version=99))
+
+
+def test_what_a_later_pykvm_may_have_added_is_refused_by_its_name(
+    saved: Path, tmp_path: Path
+) -> None:
+    config = chain.read_head(str(saved))["config"]
+    for change in ({"encryption": "aes"}, {"config": {**config, "numa": 2}}):
+        with pytest.raises(ConfigError, match=r"does not know \((encryption|numa)\)"):
+            load(rewritten(saved, tmp_path / f"{len(change)}{next(iter(change))}", **change))
 
 
 @pytest.mark.parametrize("field", ["config", "entry", "state", "memory", "generation", "disks"])
