@@ -56,7 +56,14 @@ def captured(pages: int, memory: int) -> Iterator[Machine]:
 
 
 def go_on_ms(make: Callable[[], Machine]) -> tuple[float, float]:
-    """Milliseconds to make a machine and run it to its first exit, and to destroy it."""
+    """Milliseconds to make a machine and run it to its first exit, and to destroy it: the second
+    of two, as the floor does it. KVM waits for the kernel's other CPUs, and longer when it has not
+    done so for a while; what the rivals did before must not count."""
+    _go_on_ms(make)
+    return _go_on_ms(make)
+
+
+def _go_on_ms(make: Callable[[], Machine]) -> tuple[float, float]:
     started = time.perf_counter()
     with make() as machine:
         first_exit = FirstExit(machine)
