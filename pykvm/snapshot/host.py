@@ -10,18 +10,22 @@ from functools import lru_cache
 
 from pykvm.cpuid import FEATURES
 from pykvm.errors import ConfigError
+from pykvm.kvm import unpack_cpuid
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pykvm.kvm import CpuidEntry, Kvm
 
 BY_PYKVM = ("hypervisor", "tsc_deadline_timer", "ht", "cmp_legacy", "osxsave", "ospke")
 
+_fitting: set[bytes] = set()  # tables that were found to; a host does not change
 
-def check_cpuid(kvm: Kvm, saved: Sequence[CpuidEntry]) -> None:
+
+def check_cpuid(kvm: Kvm, table: bytes) -> None:
     """Raises `ConfigError` when the guest's CPUID promises what this host does not have."""
+    if table in _fitting:
+        return
+    saved = unpack_cpuid(table)
     have = {(entry.function, entry.index): entry for entry in kvm.supported_cpuid()}
     want = {(entry.function, entry.index): entry for entry in saved}
     ours, theirs = have.get((0, 0)), want.get((0, 0))
@@ -42,6 +46,7 @@ def check_cpuid(kvm: Kvm, saved: Sequence[CpuidEntry]) -> None:
             "the snapshot is of a guest on a processor with features that this host lacks: "
             f"{', '.join(missing)}; boot with --cpu host,-{',-'.join(missing)} where it is taken"
         )
+    _fitting.add(table)
 
 
 @lru_cache

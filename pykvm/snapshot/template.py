@@ -12,7 +12,6 @@ import functools
 import os
 import threading
 
-from pykvm.kvm import unpack_cpuid
 from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import GuestMemory
 from pykvm.snapshot import capture, overlays, pages
@@ -108,7 +107,7 @@ class Template:
     def fill(self, machine: Machine) -> Parts:
         """Give a new machine, its memory in place, the rest; returns what has no device yet."""
         if self.foreign:
-            check_cpuid(machine.kvm, unpack_cpuid(self.cpuid[0]))
+            check_cpuid(machine.kvm, self.cpuid[0])
         machine.lineage = dict(self.lineage)
         machine.template = self.share()
         machine.vcpu_format = self.vcpu_format
