@@ -14,6 +14,7 @@ from pykvm.devices.cmos import Cmos
 from pykvm.devices.debugexit import DebugExit, ExitCode
 from pykvm.devices.fwcfg import FwCfg
 from pykvm.devices.i8042 import I8042
+from pykvm.devices.pciconfig import ConfigPorts, EmptyBus
 from pykvm.devices.pm import GPE_NEW_ID, PowerManagement
 from pykvm.devices.post import Post
 from pykvm.devices.pvpanic import PanicEvent, PvPanic
@@ -91,7 +92,7 @@ def add_virtio(machine: Machine, resources: ExitStack) -> dict[str, Any]:
     `acpi.place` wants it."""
     reset = ResetControl(lambda: machine.stop(Reason.REBOOT))
     if not machine.config.has_virtio:
-        machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, reset)
+        machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, ConfigPorts(EmptyBus(), reset))
         return {}
     from pykvm.virtio.attach import attach
 

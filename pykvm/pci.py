@@ -1,15 +1,8 @@
 """A PCI bus: configuration space, the ways to reach it, and the window that BARs lie in.
 
-Reached from `virtio.attach`, when devices are to be found by PCI; a machine without any has no bus.
+Reached from `virtio.attach`, when devices are to be found by PCI; else there is an `EmptyBus`.
 The registers of a function's own are its subclass's affair (`virtio.pci`). Source: PCI Local Bus
-Specification 3.0, §6 Configuration Space, and §3.2.2.3.2 Software Generation of Configuration
-Transactions.
-
-::
-
-    port 0xCF8   enable │ bus │ slot │ function │ register    which dword of which function
-    port 0xCFC   its four bytes
-    port 0xCF9   a byte: the reset control register, as in every PC (devices/reset.py)
+Specification 3.0, §6 Configuration Space. The ports are in devices/pciconfig.py.
 """
 
 from __future__ import annotations
@@ -19,6 +12,7 @@ import threading
 
 from pykvm import layout
 from pykvm.devices.base import Device, all_ones
+from pykvm.devices.pciconfig import BRIDGE_CLASS, BRIDGE_DEVICE, BRIDGE_VENDOR, ConfigPorts
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,8 +36,6 @@ HAS_CAPABILITIES: Final = 1 << 4  # of the status register
 
 HEADER: Final = struct.Struct("<HHHHBBBBBBBB24xIHHI8xBBBB")
 assert HEADER.size == 64
-
-ENABLE: Final = 1 << 31  # of the address port
 
 
 class PciFunction:
@@ -152,12 +144,12 @@ class PciFunction:
 
 
 class HostBridge(PciFunction):
-    """Function 0 of slot 0: by its class a kernel sees that the ports lead to a PCI bus."""
+    """Function 0 of slot 0."""
 
     name = "host bridge"
 
     def __init__(self) -> None:
-        super().__init__(0x1B36, 0x0008, 0x06_00_00)  # QEMU docs/specs/pci-ids.rst: its own one
+        super().__init__(BRIDGE_VENDOR, BRIDGE_DEVICE, BRIDGE_CLASS)
 
 
 class PciBus:
@@ -198,53 +190,6 @@ class PciBus:
     def _find(self, address: int) -> PciFunction | None:
         bus, slot, number = address >> 16 & 0xFF, address >> 11 & 0x1F, address >> 8 & 7
         return self.functions.get(slot) if (bus, number) == (0, 0) else None
-
-
-class ConfigPorts(Device):
-    """Ports 0xCF8 to 0xCFF. What is no configuration cycle is the reset control register's."""
-
-    name = "pci configuration"
-
-    def __init__(self, bus: PciBus, reset_control: Device) -> None:
-        self._bus = bus
-        self._reset_control = reset_control
-        self._address = 0
-
-    def read(self, offset: int, size: int) -> int:
-        with self._bus.lock:
-            if (offset, size) == (0, 4):
-                return self._address
-            if offset < 4:
-                return self._reset_control.read(offset, size)
-            if not self._is_cycle(offset, size):
-                return all_ones(size)
-            return self._bus.read_config(self._target(offset), size)
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        with self._bus.lock:
-            if (offset, size) == (0, 4):
-                self._address = value & 0x80FF_FFFC
-            elif offset < 4:
-                self._reset_control.write(offset, size, value)
-            elif self._is_cycle(offset, size):
-                self._bus.write_config(self._target(offset), size, value)
-
-    def _is_cycle(self, offset: int, size: int) -> bool:
-        return bool(self._address & ENABLE) and offset + size <= 8
-
-    def _target(self, offset: int) -> int:
-        return (self._address & ~ENABLE) + offset - 4
-
-    def reset(self) -> None:
-        self._address = 0
-        self._reset_control.reset()
-
-    def state(self) -> bytes:
-        return self._address.to_bytes(4, "little") + self._reset_control.state()
-
-    def restore(self, state: bytes) -> None:
-        self._address = int.from_bytes(state[:4], "little")
-        self._reset_control.restore(state[4:])
 
 
 class Ecam(Device):

@@ -1,6 +1,6 @@
-"""The reset control register at port 0xCF9, and the PCI configuration ports around it.
+"""The reset control register at port 0xCF9, in the middle of PCI's address port.
 
-Reached from the bus at `layout.PORT_PCI_CONFIG`, 8 ports. ACPI's reset register (`acpi`) is this.
+Reached from `pciconfig`, which has the ports around it. ACPI's reset register (`acpi`) is this.
 Source: Intel 82371SB (PIIX3) data sheet, "RC: Reset Control Register".
 """
 
@@ -22,8 +22,7 @@ WRITABLE: Final = 0b1010  # SRST and FULL_RST: what sort of reset; kept, without
 class ResetControl(Device):
     """A byte with bit 2 set, written to 0xCF9, resets the machine.
 
-    The other ports, and wider accesses (which are PCI configuration cycles), read as all ones: what
-    a machine without PCI answers, and what ends a kernel's probe for it at once.
+    Its offset is that in the address port, whose other bytes read as all ones.
     """
 
     name = "reset control"

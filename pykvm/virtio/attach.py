@@ -7,6 +7,7 @@ is; where devices sit and which GSI they have is in `layout`.
 from __future__ import annotations
 
 from pykvm import layout
+from pykvm.devices.pciconfig import ConfigPorts, EmptyBus
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
 from pykvm.pci import PciBus
@@ -89,7 +90,7 @@ def attach(
     `reset_control` gets port 0xCF9, in the middle of PCI's. Returns what `acpi.place` is told.
     """
     if machine.config.transport == "mmio":
-        machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, reset_control)
+        machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, ConfigPorts(EmptyBus(), reset_control))
         return {"virtio_mmio": _attach_mmio(machine, c_bus, resources)}
     bus = machine.pci = PciBus(reset_control)
     machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, bus.ports)
