@@ -272,6 +272,8 @@ void pk_vcpu_destroy(struct pk_vcpu *vcpu);
 int pk_vcpu_run(struct pk_vcpu *vcpu);
 /* Make pk_vcpu_run() return PK_EXIT_KICK soon; from any thread. */
 int pk_vcpu_kick(struct pk_vcpu *vcpu);
+/* Name the calling thread, for ps, top and gdb; 15 characters at most. */
+int pk_thread_name(const char *name);
 
 /* ── virtq.c: the device's side of a split virtqueue (virtio 1.2 §2.7 Split Virtqueues) ─────── */
 

@@ -7,6 +7,7 @@
 #include "trace.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -245,4 +246,9 @@ int pk_vcpu_kick(struct pk_vcpu *vcpu)
     if (syscall(SYS_tgkill, getpid(), tid, pk_kick_signal()) < 0 && errno != ESRCH)
         return -errno;
     return 0;
+}
+
+int pk_thread_name(const char *name)
+{
+    return -pthread_setname_np(pthread_self(), name);
 }

@@ -127,6 +127,7 @@ class Run:
 
     def _vcpu_thread(self, vcpu: Vcpu) -> None:
         machine = self._machine
+        lib.pk_thread_name(b"vcpu %d" % vcpu.id)  # as ps and top show it
         try:
             vcpu.run(machine.pio_bus, machine.mmio_bus, self._on_exit)
         except BaseException as error:  # handed to the caller of go()

@@ -402,6 +402,19 @@ def test_a_hundred_machines_leave_no_descriptor_and_no_thread(
     assert threads(before) <= before
 
 
+def test_the_thread_of_a_vcpu_has_its_name() -> None:
+    names = []
+
+    def note(offset: int, size: int, value: int | None) -> None:
+        with open("/proc/thread-self/comm") as file:
+            names.append(file.read())
+
+    with machine(byte_out(0x510, 0) + byte_out(EXIT, 0)) as vm:
+        vm.pio(0x510)(note)
+        vm.run(TIMEOUT_S)
+    assert names == ["vcpu 0\n"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
