@@ -168,10 +168,19 @@ def on_terminal(
 
 
 def _tell(outcome: Outcome) -> None:
-    if outcome.report:
+    report = outcome.report
+    if outcome.code and not report:
+        from pykvm.health import UNPACKING_FAILED, kernel_says
+
+        if kernel_says(outcome.console, UNPACKING_FAILED):
+            report = (
+                "the guest's kernel could not unpack all of the initrd, and went on: if a file is "
+                "missing there, give it more with --memory"
+            )
+    if report:
         if outcome.console and not outcome.console.endswith(b"\n"):
             complain("")
-        complain(f"pykvm: {outcome.report}")
+        complain(f"pykvm: {report}")
 
 
 def _catch_signals(machine: Machine) -> None:

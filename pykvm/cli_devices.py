@@ -6,6 +6,7 @@ the option is given. Read `boot.guestimage` for what the initrd is made of.
 
 from __future__ import annotations
 
+from pykvm.config import parse_size
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
 
@@ -88,13 +89,16 @@ def initrds_of(
         if mounts:
             raise ConfigError("--root, mount=: only a Linux guest mounts anything; remove it")
         return ()
-    from pykvm.boot.guestimage import default_initrd
+    from pykvm.boot.guestimage import check_room, default_initrd
 
     nets, fstab = nets_of(args.net), storage.fstab() if storage else ""
     modules = _modules(args, storage)
     names = [port.name for port in ports]
     console = "hvc0" if args.console == "virtio" else ""
-    return (default_initrd(kernel, command, args.add, modules, nets, fstab, names, console),)
+    archive = default_initrd(kernel, command, args.add, modules, nets, fstab, names, console)
+    if args.add:
+        check_room(archive, parse_size(args.memory), args.append or "")
+    return (archive,)
 
 
 def _modules(args: Any, storage: Storage | None) -> list[str]:

@@ -17,6 +17,7 @@ PANIC_END = b"---[ end Kernel panic"
 # The guest means what follows these: not a crash.
 RESTART = (b"reboot: Restarting system", b"reboot: machine restart")
 HALT = (b"reboot: System halted",)
+UNPACKING_FAILED = b"Initramfs unpacking failed"  # it goes on with the files that it has
 
 GRACE_S = 10.0  # after the panic line, for the trace that follows
 GRACE_END_S = 0.5  # after the line that ends the trace: for `panic=-1` to reboot

@@ -39,6 +39,11 @@ REMEDIES: Final = (
         "executable, is static or has its libraries, and is for x86-64",
     ),
     (
+        rb"Initramfs unpacking failed: write error",
+        "the initrd's files do not fit the guest's memory, so the last of them are missing: give "
+        "it more with --memory",
+    ),
+    (
         rb"Initramfs unpacking failed|invalid magic at start of compressed archive|junk in",
         "the initrd is damaged or compressed in a way this kernel was not built for",
     ),

@@ -8,7 +8,9 @@ the archive, a file for each task; guests/init/init.c lists them. Read `initrd` 
 from __future__ import annotations
 
 from pykvm.boot.initrd import build, host_files
+from pykvm.errors import ConfigError
 from pykvm.guest_programs import path
+from pykvm.layout import MIB
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pykvm.virtio.config.net import NetConfig
 
 FSTAB: Final = "pykvm/fstab"
+KERNEL_NEEDS: Final = 96 * MIB  # for itself: a distribution's, so early
 
 
 def default_initrd(
@@ -54,6 +57,23 @@ def default_initrd(
         files["pykvm/console"] = console.encode()
     with open(path("init"), "rb") as init:
         return build(init.read(), files, argv=command)
+
+
+def check_room(archive: bytes, memory: int, cmdline: str) -> None:
+    """Raise `ConfigError` when a guest of `memory` bytes cannot unpack `archive`.
+
+    It holds the archive and the files at once; without a root= the files go to a tmpfs, which takes
+    half of what is left (Linux init/initramfs.c, mm/shmem.c). What the kernel needs for itself is
+    not known here, and comes on top: one that says it could not unpack all is reported at the end.
+    """
+    tmpfs = not any(word.startswith(("root=", "rootfstype=")) for word in cmdline.split())
+    needed = len(archive) * (3 if tmpfs else 2)
+    if needed > memory:
+        raise ConfigError(
+            f"--add: {-(-len(archive) // MIB)} MiB of files are too many for --memory "
+            f"{memory // MIB}M: Linux holds them twice while it unpacks them; try --memory "
+            f"{-(-(needed + KERNEL_NEEDS) // (64 * MIB)) * 64}M or more, or --fs for a folder"
+        )
 
 
 def _modules(kernel: str, names: list[str]) -> dict[str, bytes]:

@@ -52,6 +52,7 @@ def test_silence_is_told_too() -> None:
     [
         (b"VFS: Unable to mount root fs on unknown-block(0,0)", "--initrd"),
         (b"Kernel panic - not syncing: No working init found.", "static"),
+        (b"Initramfs unpacking failed: write error", "do not fit the guest's memory"),
         (b"Initramfs unpacking failed: junk in compressed archive", "initrd is damaged"),
         (b"Out of memory: Killed process 1", "--memory"),
     ],
