@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from pykvm.cache import cache_name
 from pykvm.errors import HostError
 from pykvm.lean import TYPE_CHECKING
 
@@ -51,12 +52,9 @@ def lookup(key: str) -> Vmlinux | None:
     """Return the intact entry `key`, or None."""
     import mmap
 
-    directory = _directory()
-    if directory is None:
-        return None
     try:
-        file = os.open(directory / key, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        file = os.open(f"{_name()}/{key}", os.O_RDONLY | os.O_CLOEXEC)
+    except (HostError, OSError):
         return None
     try:
         if os.fstat(file).st_mtime_ns == _seal(key):
@@ -82,11 +80,10 @@ def store(key: str, data: bytes) -> None:
 
 def recall(stamp: str) -> str | None:
     """Return the key of the image file with `stamp`, when one was remembered."""
-    directory = _directory()
-    if not stamp or directory is None:
+    if not stamp:
         return None
-    with suppress(OSError):
-        return os.path.basename(os.readlink(directory / "images" / stamp))
+    with suppress(HostError, OSError):
+        return os.path.basename(os.readlink(f"{_name()}/images/{stamp}"))
     return None
 
 
@@ -104,8 +101,13 @@ def remember(stamp: str, key: str) -> None:
         (images / stamp).symlink_to(f"../{key}")
 
 
+def _name() -> str:
+    """Where the entries are, made or not: loading pathlib takes longer than reading one."""
+    return f"{cache_name()}/vmlinux"
+
+
 def _directory() -> Path | None:
-    """The cache's directory, or None when there can be none."""
+    """The same directory, to write to; None when there can be none."""
     from pykvm.cache import cache_dir
 
     try:

@@ -98,6 +98,8 @@ BY_JSON = ("enum", "re")  # json itself needs them
     ("modules", "slow"),
     [
         ("pykvm.cli_boot, pykvm.machine", SLOW),
+        ("pykvm.boot.guestimage, pykvm.boot.bzimage, pykvm.boot.linux64", SLOW),
+        ("pykvm.boot.vmlinuxcache as cache; cache.recall('1'); cache.lookup('1' * 64)", SLOW),
         ("pykvm.cli_restore, pykvm.snapshot.load", tuple(set(SLOW) - set(BY_JSON))),
     ],
 )
