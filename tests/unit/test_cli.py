@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.cli import main
+from pykvm.cli_boot import _tell
+from pykvm.outcome import Outcome, Reason, Stats
 
 FLAT = ("--mode", "real")
 
@@ -176,3 +178,12 @@ def test_the_script_and_the_module_are_the_same_program() -> None:
         timeout=60,
     )
     assert module.stdout == script.stdout
+
+
+@pytest.mark.parametrize(("code", "told"), [(127, True), (0, False)])
+def test_files_that_a_kernel_could_not_unpack_are_told_of_at_a_bad_end(
+    capsys: pytest.CaptureFixture[str], code: int, told: bool
+) -> None:
+    said = b"[    0.512345] Initramfs unpacking failed: write error\n"
+    _tell(Outcome(Reason.EXIT, code, said, Stats(0, 0, 0.0)))
+    assert ("give it more with --memory" in capsys.readouterr().err) is told
