@@ -108,7 +108,7 @@ def test_timeout_tells_where_the_guest_was() -> None:
     with machine("fb" + SPIN) as vm:  # sti: something may still come
         outcome = vm.run(timeout=0.05)
     assert (outcome.reason, outcome.code) == (Reason.TIMEOUT, 124)
-    assert "0x100001" in outcome.report
+    assert "vCPU 0: at 0x10000" in outcome.report  # either instruction: the host may be busy
     assert "--timeout" in outcome.report
 
 
