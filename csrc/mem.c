@@ -26,6 +26,8 @@ int pk_mem_create(uint64_t size, uint64_t hole, uint64_t hole_end, struct pk_mem
     void *hva = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (hva == MAP_FAILED)
         goto fail;
+    /* Huge pages, where the host lets a memfd have them (shmem_enabled: advise); else no harm. */
+    madvise(hva, size, MADV_HUGEPAGE);
     *ret = (struct pk_mem){
         .fd = fd,
         .base_fd = -1,
