@@ -362,15 +362,17 @@ class VhostDevice(VirtioDevice):
 
     def close(self) -> None:
         """Stop, and end the back end. Safe to call twice."""
-        self._closing = True
         if self._wake_fd < 0:
             return
-        os.eventfd_write(self._wake_fd, 1)
+        with self.lock:
+            os.eventfd_write(self._wake_fd, 1)  # while it polls the socket, that is not closed
+            super().close()
+            if self._backend is not None:
+                self._backend.close()
+                self._backend = None
+            self._closing = True
+        # It ends only now: a program that it has started would be killed with it.
         self._thread.join()
-        super().close()
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
         for fd in (*self._call_fds, self._wake_fd):
             os.close(fd)
         self._wake_fd = -1

@@ -204,6 +204,25 @@ def test_a_driver_that_resets_gets_another_back_end(driver: Driver) -> None:
     assert driver.backend.requests().count(Request.SET_VRING_KICK) == 1
 
 
+def test_the_thread_that_starts_a_back_end_does_not_end_before_it(driver: Driver) -> None:
+    """PR_SET_PDEATHSIG kills a program with the thread that started it, whatever it holds."""
+    driver.start()
+    driver.backend.die()
+    wait_until(lambda: driver.device._frontend is None)
+    driver.start()
+    wait_until(lambda: len(driver.backends) == 2)
+    wait_until(lambda: driver.device._frontend is not None)
+    alive, end = [], driver.backend.close
+
+    def close() -> None:
+        alive.append(driver.device._thread.is_alive())
+        end()
+
+    driver.backend.close = close  # type: ignore[method-assign]
+    driver.transport.close()
+    assert alive == [True]
+
+
 @pytest.mark.parametrize("driver", [1], indirect=True)
 def test_a_successor_goes_on_where_the_back_end_stopped(driver: Driver) -> None:
     driver.start()
