@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from pykvm.debug.control import RunControl, Stop
@@ -21,6 +22,7 @@ from pykvm.debug.rsp import Framer, Kind, frame
 from pykvm.debug.target import MachineTarget
 from pykvm.errors import ConfigError, KvmError
 from pykvm.snapshot.template import template_of
+from pykvm.unixsocket import UnixListener
 
 if TYPE_CHECKING:
     from pykvm.machine import Machine
@@ -53,12 +55,17 @@ class Address:
         if host:
             self.host = host
 
-    def listen(self) -> socket.socket:
-        """A socket that listens there. Raises `ConfigError` when that is not possible."""
+    def listen(self, resources: ExitStack) -> socket.socket:
+        """A socket that listens there, closed with `resources`. Raises `ConfigError` when that is
+        not possible."""
+        if self.path is not None:
+            listener = UnixListener(self.path, "--gdb")
+            resources.callback(listener.close)
+            return listener.socket
         try:
-            return self._unix(self.path) if self.path is not None else self._tcp()
+            return resources.enter_context(self._tcp())
         except OSError as error:
-            place = self.path or f"{self.host}:{self.port}"
+            place = f"{self.host}:{self.port}"
             reason = error.strerror or str(error)
             raise ConfigError(
                 f"--gdb: cannot listen at {place}: {reason}; choose another, or port 0 for a "
@@ -79,30 +86,6 @@ class Address:
             raise
         return listener
 
-    def _unix(self, path: str) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            if is_left_over(path):
-                os.unlink(path)
-            listener.bind(path)
-            listener.listen(1)
-        except OSError:
-            listener.close()
-            raise
-        return listener
-
-
-def is_left_over(path: str) -> bool:
-    """Whether `path` is a socket that nobody listens at any more: of a process that was killed."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False
-
 
 class Server:
     """Serves one machine to one gdb at a time. A context manager; owned by the machine's thread."""
@@ -111,7 +94,8 @@ class Server:
         self._machine = machine
         self._control = control
         self._address = Address(spec)
-        self._listener = self._address.listen()
+        self._resources = ExitStack()
+        self._listener = self._address.listen(self._resources)
         self._listener.setblocking(False)
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # a vCPU has stopped
         control.notify = self._ring
@@ -252,12 +236,9 @@ class Server:
             self._client.socket.close()
             self._client = None
         if self._listener.fileno() >= 0:
-            self._listener.close()
+            self._resources.close()
             os.close(self._bell)
             self._control.notify = lambda: None
-            if self._address.path is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(self._address.path)
 
     def __enter__(self) -> Server:
         return self

@@ -533,7 +533,7 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--gdb: cannot listen at 127.0.0.1:{port}: "):
             Run(SPIN, gdb=str(port))
-    with pytest.raises(ConfigError, match="--gdb: cannot listen at /nowhere/socket: No such file"):
+    with pytest.raises(ConfigError, match="--gdb: /nowhere/socket: No such file"):
         Run(SPIN, gdb="unix:/nowhere/socket")
 
 
@@ -542,13 +542,21 @@ def test_a_socket_left_over_is_taken_over_and_one_in_use_is_not(tmp_path: Path) 
     left = socket.socket(socket.AF_UNIX)
     left.bind(path)
     left.listen()
-    with pytest.raises(ConfigError, match="Address already in use"):
+    with pytest.raises(ConfigError, match=f"--gdb: {path} is in use"):
         Run(SPIN, gdb=f"unix:{path}")
     left.close()
     config = MachineConfig(kernel=bytes.fromhex(SPIN), memory=MEMORY, mode=CpuMode.LONG)
     with Machine(config._replace(gdb=f"unix:{path}")):
         assert os.path.exists(path)
     assert not os.path.exists(path)
+
+
+def test_a_file_in_the_sockets_place_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_bytes(b"data")
+    with pytest.raises(ConfigError, match=r"--gdb: .* is a file and no socket"):
+        Run(SPIN, gdb=f"unix:{path}")
+    assert path.read_bytes() == b"data"
 
 
 def test_waiting_without_a_stub_is_refused() -> None:
