@@ -325,6 +325,8 @@ class Bios(Device):
                 call.set_flag(ZERO, key is None)
         elif function == 2:
             call.al = 0  # no shift keys are down
+            if call.ah == 0x12:
+                call.ah = 0  # nor the left or the right one of them: ISOLINUX looks
         elif call.ah == 5:
             call.al = int(not self._keyboard.push(call.cx))
 
