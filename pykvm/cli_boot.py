@@ -12,7 +12,7 @@ import os
 import sys
 
 from pykvm.boot import PROTOCOLS
-from pykvm.boot.detect import is_linux
+from pykvm.boot.detect import is_linux, is_linux32
 from pykvm.boot.entry import CpuMode
 from pykvm.boot.files import open_image
 from pykvm.cli import complain
@@ -65,7 +65,13 @@ def run(args: Any) -> int:
     image: str | bytes = kernel
     if not os.path.isfile(kernel):  # a pipe, say: it can be read once
         image = bytes(open_image(kernel).data)
-    linux = is_linux(open_image(image).data)
+    data = open_image(image).data
+    linux = is_linux(data)
+    if linux and not args.initrd and is_linux32(data):
+        raise ConfigError(
+            "KERNEL: a 32-bit Linux, which cannot run pykvm's own init, a 64-bit program; give it "
+            "an initrd of its own with --initrd"
+        )
     storage = storage_of(args)
     problem = None if args.any_host else _host_problem(linux, args.lab)
     if problem is not None:

@@ -53,6 +53,10 @@ REMEDIES: Final = (
     ),
     (rb"Out of memory|System is deadlocked on memory", "give the guest more with --memory"),
 )
+SILENT: Final = (
+    "give it longer with --timeout; if it never says anything, check --append: console=ttyS0 is "
+    "what Linux calls this console, and others have words of their own"
+)
 BY_LOADER: Final = (
     "the kernel that the boot loader fetched found no root file system, or no init there: give it "
     "an initrd in the loader ('initrd FILE' in iPXE), or a root= among its arguments"
@@ -73,9 +77,7 @@ REMEDIES_BY_REASON: Final = {
         "or write its exit code to port 0x5f8"
     ),
     Reason.HUNG: "the guest jumps to itself with interrupts off and will do so for ever",
-    Reason.TIMEOUT: (
-        "give it longer with --timeout; if the console is silent, check console=ttyS0 in --append"
-    ),
+    Reason.TIMEOUT: "give it longer with --timeout, or see in the last lines what it waits for",
 }
 
 
@@ -198,6 +200,8 @@ def _remedy(reason: Reason, console: bytes, by_loader: bool = False) -> str:
     for pattern, remedy in REMEDIES:
         if re.search(pattern, console):
             return BY_LOADER if by_loader and "initrd" in remedy else remedy
+    if reason is Reason.TIMEOUT and not console.strip():
+        return SILENT
     return REMEDIES_BY_REASON.get(reason, "")
 
 

@@ -36,8 +36,20 @@ FOREIGN: Final[tuple[tuple[int, bytes, str], ...]] = (
     (0, b"PK\x03\x04", "a zip archive; unpack it and pass the kernel inside"),
     (0x101, b"ustar", "a tar archive; unpack it and pass the kernel inside"),
     (0, b"#!", "a script, not a kernel"),
-    (0, b"MZ", "an EFI application without a Linux boot header; take the bzImage out of it"),
+    (
+        0,
+        b"MZ",
+        "an EFI application without a Linux boot header; pykvm boots kernels without EFI: take "
+        "the bzImage, the vmlinux or the multiboot image that goes with it",
+    ),
+    (0, b"\x55\xaa", "an option ROM, of a card of a PC, not a kernel"),
 )
+
+# Firmware ends where the address space does, and a PC starts 16 bytes before (Intel SDM vol. 3A
+# §10.1.4 First Instruction Executed): with a jump, at times behind another instruction or two.
+RESET_VECTOR: Final = slice(-16, -8)
+JUMPS: Final = b"\xe9\xea\xeb"
+FIRMWARE_MIN: Final = 64 << 10
 
 
 def is_bzimage(image: memoryview) -> bool:
@@ -55,6 +67,16 @@ def is_linux(image: memoryview) -> bool:
     is_elf64 = bytes(image[:5]) == b"\x7fELF\x02"
     mapping: Any = image.obj
     return is_elf64 and mapping.find(b"Linux version ") >= 0
+
+
+def is_linux32(image: memoryview) -> bool:
+    """Whether `image`, a Linux, runs 32-bit programs only. Not known before boot protocol 2.12."""
+    if not is_bzimage(image):
+        return False
+    from pykvm.boot.setupheader import Field, SetupHeader, XLoadFlags
+
+    header = SetupHeader.parse(image)
+    return header.version >= 0x20C and not header[Field.xloadflags] & XLoadFlags.KERNEL_64
 
 
 def is_elf(image: memoryview) -> bool:
@@ -138,8 +160,17 @@ def _description(image: memoryview) -> str:
         return "multiboot 2 only; pykvm boots multiboot 1 (magic 0x1badb002)"
     if len(image) == 512 and bytes(image[510:]) == b"\x55\xaa":
         return "a boot sector; enter it as a PC would: --mode real"
+    if _is_firmware(image):
+        return (
+            f"this looks like a PC's firmware (BIOS, UEFI); pykvm boots kernels without; {GO_FLAT}"
+        )
     if len(image) < LINUX_MAGIC_OFFSET + len(LINUX_MAGIC):
         return f"{len(image)} bytes without a known magic; {GO_FLAT}"
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in image[:512]):
         return "a text file, not a kernel"
     return f"no known magic: not a bzImage, an ELF file or a multiboot image; {GO_FLAT}"
+
+
+def _is_firmware(image: memoryview) -> bool:
+    whole_pages = len(image) >= FIRMWARE_MIN and len(image) % 4096 == 0
+    return whole_pages and any(byte in JUMPS for byte in image[RESET_VECTOR])

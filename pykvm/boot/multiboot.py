@@ -112,7 +112,8 @@ def load(image: memoryview, memory: GuestMemory, spec: BootSpec) -> Entry:
         symbols = kernel.symbols
     else:
         raise BootError(
-            "KERNEL: a multiboot header without load addresses, and the file is not ELF either"
+            "KERNEL: a multiboot header without load addresses, and the file is not ELF either; an "
+            "EFI application, as xen.efi is, has an ELF file beside it: pass that (xen.gz)"
         )
     modules = _place_modules(memory, spec, claims)
     memory.write(layout.MULTIBOOT_INFO, _information(memory, spec, modules))

@@ -76,6 +76,11 @@ def test_every_bad_end_has_a_remedy_of_its_own(reason: Reason) -> None:
     assert report._remedy(reason, b"")
 
 
+def test_only_a_silent_guest_that_is_out_of_time_is_told_of_its_console() -> None:
+    assert "console=ttyS0" in report._remedy(Reason.TIMEOUT, b"\r\n")
+    assert "console=ttyS0" not in report._remedy(Reason.TIMEOUT, b"login: ")
+
+
 def test_a_kernel_that_a_boot_loader_fetched_has_the_remedy_there() -> None:
     console = b"Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"
     remedy = report._remedy(Reason.PANIC, console, by_loader=True)

@@ -9,6 +9,7 @@ import pytest
 from images import HLT, Load, bzimage, elf, multiboot_header
 
 from pykvm import boot
+from pykvm.boot.detect import is_linux32
 from pykvm.boot.entry import BootSpec, CpuMode
 from pykvm.errors import BootError
 from pykvm.layout import MIB
@@ -35,6 +36,19 @@ def test_the_protocol_is_found_by_magic(image: bytes, protocol: str) -> None:
         assert protocol in boot.PROTOCOLS
 
 
+@pytest.mark.parametrize(
+    ("image", "is_32_bit"),
+    [
+        (bzimage(), False),
+        (bzimage(xloadflags=0), True),
+        (bzimage(xloadflags=0, version=0x20B), False),  # that old, a kernel does not say
+        (elf(), False),
+    ],
+)
+def test_a_kernel_for_32_bit_programs_only_says_so(image: bytes, is_32_bit: bool) -> None:
+    assert is_linux32(memoryview(image)) is is_32_bit
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
 def test_a_compressed_elf_is_unpacked_first(compress: type[bytes]) -> None:
     with GuestMemory(4 * MIB) as memory:
@@ -52,6 +66,9 @@ def test_a_compressed_elf_is_unpacked_first(compress: type[bytes]) -> None:
         (b"just some words\n" * 100, "a text file"),
         (bytes(0x38) + b"ARM\x64" + bytes(600), "an arm64 kernel image"),
         (b"MZ" + bytes(1000), "an EFI application"),
+        (b"MZ" + bytes(62) + multiboot_header(), "an EFI application.*xen.gz"),
+        (b"\x55\xaa\x4d" + bytes(1000), "an option ROM"),
+        (bytes(0x1FFF0) + bytes.fromhex("ea5be000f0") + b"01/01/26\0\xfc\0", "firmware"),
         (b"QFI\xfb" + bytes(1000), "a qcow2 disk image"),
         (bytes(0x438) + b"\x53\xef" + bytes(1000), "an ext2/3/4 file system"),
         (bytes(0x8001) + b"CD001" + bytes(1000), "an ISO 9660 image"),
