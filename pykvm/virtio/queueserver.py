@@ -57,7 +57,7 @@ class QueueServer:
         queue = Queue(device.memory, ring)
         queue.avail_idx, queue.used_idx = setup.avail_idx, setup.used_idx
         self._thread = threading.Thread(
-            target=self._serve_kicks, args=(queue, number), name=self._name
+            target=self._serve_kicks, args=(queue, number), name=self._name, daemon=True
         )
         self._thread.start()
 
