@@ -20,7 +20,9 @@ IFREQ: Final = "16s24s"  # struct ifreq: a name, and a union
 
 SIOCGIFFLAGS: Final = 0x8913
 SIOCSIFFLAGS: Final = 0x8914
+SIOCGIFADDR: Final = 0x8915
 SIOCSIFADDR: Final = 0x8916
+SIOCGIFNETMASK: Final = 0x891B
 SIOCSIFNETMASK: Final = 0x891C
 SIOCGIFMTU: Final = 0x8921
 SIOCSIFMTU: Final = 0x8922
@@ -73,6 +75,17 @@ def set_mtu(name: str, size: int) -> None:
 def set_mac(name: str, mac: bytes) -> None:
     """Give an interface that is down another MAC address."""
     ioctl(SIOCSIFHWADDR, name, struct.pack("<H6s", ARPHRD_ETHER, mac))
+
+
+def address(name: str) -> IPv4Interface | None:
+    """The interface's first IPv4 address, and the network it is in."""
+    from ipaddress import IPv4Interface
+
+    try:
+        values = [ioctl(request, name)[4:8] for request in (SIOCGIFADDR, SIOCGIFNETMASK)]
+    except OSError:
+        return None
+    return IPv4Interface("/".join(socket.inet_ntoa(value) for value in values))
 
 
 def set_address(name: str, address: IPv4Interface) -> None:

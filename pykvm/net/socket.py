@@ -68,10 +68,10 @@ def _connect(end: socket.socket, path: str) -> bool:
         raise ConfigError(
             f"--net socket={path}: two machines are connected there already; try another path"
         ) from None
-    except OSError as error:
+    except OSError:
         if not os.path.exists(path) or stat.S_ISSOCK(os.stat(path).st_mode):
             raise
-        raise ConfigError(f"--net socket={path}: {error.strerror}; it is no socket") from None
+        raise _no_socket(path) from None
     return True
 
 
@@ -80,8 +80,10 @@ def _bind(end: socket.socket, path: str, resources: ExitStack) -> bool:
     try:
         end.bind(path)
     except OSError:
-        if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
+        if not os.path.exists(path):
             raise
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise _no_socket(path) from None
         with socket.socket(socket.AF_UNIX, end.type) as other:
             other.setblocking(False)
             try:
@@ -91,6 +93,10 @@ def _bind(end: socket.socket, path: str, resources: ExitStack) -> bool:
         return False
     resources.callback(_unlink, path, os.stat(path).st_ino)
     return True
+
+
+def _no_socket(path: str) -> ConfigError:
+    return ConfigError(f"--net socket={path}: there is something else already; try another path")
 
 
 def _unlink(path: str, inode: int) -> None:

@@ -68,6 +68,11 @@ def open_tap(config: NetConfig) -> Wire:
         name, fds = _open_queues(wanted, config, made, resources)
         if made:
             _set_up(name, bridge, config)
+        elif config.host_address not in (None, interface.address(name)):
+            raise ConfigError(
+                f"--net tap={name}: it is there already, and hostip= is for one that is made; "
+                f"'ip addr add {config.host_address} dev {name}', or leave hostip= out"
+            )
         features = _offloads(fds[0]) if config.offload else 0
         mtu = config.mtu or interface.mtu(name)
         if not interface.is_up(name):
@@ -95,9 +100,7 @@ def _open_queues(
         try:
             fd = os.open(TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise ConfigError(
-                f"--net: {TUN}: {error.strerror}; load the kernel's module 'tun', or use --net user"
-            ) from None
+            raise _no_tun(error) from None
         resources.callback(os.close, fd)
         try:
             name = _attach(fd, name, flags)
@@ -113,6 +116,12 @@ def _open_queues(
         fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("<i", HEADER_SIZE))
         fds.append(fd)
     return name, fds
+
+
+def _no_tun(error: OSError) -> ConfigError:
+    """What to do where no TAP can be had at all."""
+    remedy = f"let root run 'chmod 666 {TUN}'" if error.errno == errno.EACCES else "'modprobe tun'"
+    return ConfigError(f"--net: {TUN}: {error.strerror}; {remedy}, or use --net user")
 
 
 def _attach(fd: int, name: str, flags: int) -> str:

@@ -222,13 +222,14 @@ try "$@" --net bridge=lo
 try "$@" --net tap=lo
 try "$@" --net tap=t0,mtu=65530
 try "$@" --net tap=t9,queues=2
+try "$@" --net tap=t9,hostip=10.0.0.1/24
 ip -o link
 """
 
 
 def test_what_the_host_has_not_is_refused_and_nothing_is_left() -> None:
     said = in_namespace(REFUSALS)
-    assert said.count("code 125\n") == 7, said
+    assert said.count("code 125\n") == 8, said
     for reason in (
         "tap=t0: to make a TAP takes root; let root run 'ip tuntap add t0 mode tap user",
         "bridge=br0: to make a TAP takes root; or use --net user",
@@ -237,10 +238,34 @@ def test_what_the_host_has_not_is_refused_and_nothing_is_left() -> None:
         "lo is no TAP; choose another name",
         "mtu=65530 is more than a TAP takes: 65521",
         "t9 has one queue; make it with 'ip tuntap add t9 mode tap multi_queue'",
+        "hostip= is for one that is made; 'ip addr add 10.0.0.1/24 dev t9', or leave hostip= out",
     ):
         assert reason in said
     links = [line.split(": ")[1] for line in said.rpartition("code 125\n")[2].splitlines()]
     assert sorted(links) == ["br0", "lo", "t9"]
+
+
+FOUND = """
+ip tuntap add t1 mode tap
+ip addr add 10.0.0.1/24 dev t1
+ip link set t1 up
+{ "$@" --net tap=t1,hostip=10.0.0.1/24 & echo "pid $!"; wait $!; echo "code $?"; } 2>&1 |
+while read first second rest; do
+    echo "$first $second $rest"
+    case "$first $second $rest" in
+        "pid "*) pid=$second;;
+        *" answers as "*) busybox ping -q -c 1 10.0.0.2; ip link del t1;;
+        *"the other end is gone") kill $pid;;
+    esac
+done
+"""
+
+
+def test_a_machine_outlives_a_tap_that_was_there_before_it() -> None:
+    said = in_namespace(FOUND)
+    assert "1 packets received, 0% packet loss" in said
+    assert "pykvm: net t1: the other end is gone" in said
+    assert f"code {128 + signal.SIGTERM}" in said
 
 
 def free_port() -> int:

@@ -75,6 +75,8 @@ class NetConfig(Record):
             raise ConfigError("--net: only a TAP has several queues; leave queues= out")
         if self.mac is not None and (len(self.mac) != 6 or self.mac[0] & 1):
             raise ConfigError("--net: mac= is a group's address; its first byte must be even")
+        if self.mac is not None and not any(self.mac):
+            raise ConfigError("--net: mac= is nobody's address; leave it out to have one made")
         self.limits.check("--net")
         misplaced = {
             "hostip": self.host_address is not None and self.kind != "tap",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -16,6 +18,7 @@ from pykvm._core import lib
 from pykvm.boot.guestnetwork import settings
 from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
+from pykvm.net import open_wire
 from pykvm.net.passt import command
 from pykvm.net.tap import host_mac
 from pykvm.virtio.config import net as config
@@ -85,6 +88,7 @@ def test_a_card_is_where_its_cable_leads_and_options(text: str, meant: NetConfig
         "tap=..",
         "user,mac=02:00:00:00:00",
         "user,mac=01:00:00:00:00:00",
+        "user,mac=00:00:00:00:00:00",
         "user,mac=02:00:00:00:00:000",
         "user,mtu=67",
         "user,mtu=65536",
@@ -208,9 +212,20 @@ def test_a_path_in_the_way_is_the_users_mistake(memory: GuestMemory, tmp_path: P
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file", tmp_path / "missing/socket", tmp_path):
         for peer in ("", ",peer=x"):
-            with pytest.raises(ConfigError, match="--net socket="):
+            with pytest.raises(ConfigError, match=r"--net socket=.*(something else|No such file)"):
                 Net(memory, parse_net(f"socket={path}{peer}"))
     assert (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"), [(errno.EACCES, "chmod 666 /dev/net/tun"), (errno.ENOENT, "modprobe tun")]
+)
+def test_without_taps_the_remedy_is_what_is_missing_or_passt(reason: int, remedy: str) -> None:
+    with (
+        patch("pykvm.net.tap.os.open", side_effect=OSError(reason, os.strerror(reason))),
+        pytest.raises(ConfigError, match=f"{remedy}', or use --net user"),
+    ):
+        open_wire(parse_net("tap=pykvmtest0"))
 
 
 def test_a_bridge_that_is_not_there_is_the_users_mistake(memory: GuestMemory) -> None:
