@@ -26,9 +26,14 @@ static uint64_t min64(uint64_t one, uint64_t other)
 
 /* ── the bitmap ─────────────────────────────────────────────────────────────────────────────── */
 
+static int has(const uint8_t *bitmap, uint64_t cluster)
+{
+    return (bitmap[cluster / 8] >> (cluster % 8)) & 1;
+}
+
 static int is_there(const struct pk_overlay *o, uint64_t cluster)
 {
-    return (o->bitmap[cluster / 8] >> (cluster % 8)) & 1;
+    return has(o->bitmap, cluster);
 }
 
 static void mark(struct pk_overlay *o, uint64_t from, uint64_t to)
@@ -321,7 +326,7 @@ static int add(struct pk_overlay *to, struct pk_overlay *from, const uint8_t *ch
     int result = 0;
 
     for (uint64_t i = 0; i * CLUSTER < from->config.size && result == 0; i++)
-        if (is_there(from, i) && (chosen[i / 8] >> (i % 8)) & 1) {
+        if (is_there(from, i) && has(chosen, i)) {
             result = copy_cluster(from, i, to->config.fd, to->config.data_at + i * CLUSTER);
             mark(to, i, i + 1);
         }

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
+    from pykvm.boot.kernels import Kernel
+
 DESCRIPTION = "Without a KERNEL `pykvm boot` takes: $PYKVM_KERNEL, the running kernel if it may be \
 read (/boot/vmlinuz-$(uname -r)), the newest one in the cache."
 
@@ -69,9 +71,7 @@ def add_parser(subparsers: _SubParsersAction[ArgumentParser]) -> None:
         "that has them, else one made of the names that a Linux kernel carries of itself "
         '(kallsyms). As in: gdb "$(pykvm kernel symbols 6.12)" -ex "target remote :1234".',
     )
-    symbols.add_argument(
-        "kernel", metavar="KERNEL", nargs="?", help="what 'pykvm boot' takes; default: its default"
-    )
+    _add_kernel(symbols)
     symbols.add_argument(
         "--output", "-o", metavar="FILE", help="where to write it (default: pykvm's cache)"
     )
@@ -84,14 +84,18 @@ def add_parser(subparsers: _SubParsersAction[ArgumentParser]) -> None:
         "are installed or there. Needs no root. Prints the path of the folder for make: "
         'make -C "$(pykvm kernel headers 6.12)" M="$PWD" modules.',
     )
-    headers.add_argument(
-        "kernel", metavar="KERNEL", nargs="?", help="what 'pykvm boot' takes; default: its default"
-    )
+    _add_kernel(headers)
     headers.set_defaults(func=_headers)
 
     ls = commands.add_parser("ls", help="list the kernels there are, newest first")
     ls.add_argument("--json", action="store_true", help="as JSON, sizes in bytes")
     ls.set_defaults(func=_list)
+
+
+def _add_kernel(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "kernel", metavar="KERNEL", nargs="?", help="what 'pykvm boot' takes; default: its default"
+    )
 
 
 def find_or_fetch(name: str | None = None) -> str:
@@ -108,6 +112,15 @@ def find_or_fetch(name: str | None = None) -> str:
         with Report() as report:
             report.note("there is no kernel here yet: fetching Debian's")
             return str(fetch(None, report.progress, report.note).image)
+
+
+def _kernel(args: Namespace) -> Kernel:
+    """The kernel that an argument of `_add_kernel` means."""
+    from pathlib import Path
+
+    from pykvm.boot.kernels import kernel_at
+
+    return kernel_at(Path(find_or_fetch(args.kernel)))
 
 
 def _fetch(args: Namespace) -> int:
@@ -134,22 +147,17 @@ def _build(args: Namespace) -> int:
 def _symbols(args: Namespace) -> int:
     from pathlib import Path
 
-    from pykvm.boot.kernels import kernel_at
     from pykvm.debug import symbolfile
 
-    kernel = kernel_at(Path(find_or_fetch(args.kernel)))
     output = Path(args.output) if args.output else None
-    print(symbolfile.write(kernel, output))
+    print(symbolfile.write(_kernel(args), output))
     return 0
 
 
 def _headers(args: Namespace) -> int:
-    from pathlib import Path
-
     from pykvm.boot.headers import headers
-    from pykvm.boot.kernels import kernel_at
 
-    kernel = kernel_at(Path(find_or_fetch(args.kernel)))
+    kernel = _kernel(args)
     with Report() as report:
         folder = headers(kernel, report.progress, report.note)
     print(folder)

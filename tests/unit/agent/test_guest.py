@@ -40,9 +40,8 @@ class Fake:
         self.frames: list[Frame] = []
         self.ended: Reason | None = None
         self.error: Exception | None = None
-        self.runs = self.resets = self.forks = 0
+        self.runs = self.resets = 0
         self.report = "the report"
-        self.template: Any = None
         self.vcpus: list[Any] = []
         self.stopped = threading.Event()
         self._rest = b""

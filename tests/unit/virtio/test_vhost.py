@@ -88,6 +88,14 @@ class Driver:
         self.avail_idx = 0
         self[Register.STATUS] = READY | Status.DRIVER_OK
 
+    def reset_without_back_end(self) -> None:
+        """Start, lose the back end, and start anew: another one is launched."""
+        self.start()
+        self.backend.die()
+        wait_until(lambda: self.device._frontend is None)
+        self.start()
+        wait_until(lambda: len(self.backends) == 2)
+
     def request(self, head: int) -> None:
         place_request(self.memory, head)
         make_available(self.memory, self.avail_idx, head)
@@ -195,22 +203,14 @@ def test_a_back_end_that_ends_leaves_errors(
 
 
 def test_a_driver_that_resets_gets_another_back_end(driver: Driver) -> None:
-    driver.start()
-    driver.backend.die()
-    wait_until(lambda: driver.device._frontend is None)
-    driver.start()
-    wait_until(lambda: len(driver.backends) == 2)
+    driver.reset_without_back_end()
     wait_until(lambda: Request.SET_VRING_KICK in driver.backend.requests())
     assert driver.backend.requests().count(Request.SET_VRING_KICK) == 1
 
 
 def test_the_thread_that_starts_a_back_end_does_not_end_before_it(driver: Driver) -> None:
     """PR_SET_PDEATHSIG kills a program with the thread that started it, whatever it holds."""
-    driver.start()
-    driver.backend.die()
-    wait_until(lambda: driver.device._frontend is None)
-    driver.start()
-    wait_until(lambda: len(driver.backends) == 2)
+    driver.reset_without_back_end()
     wait_until(lambda: driver.device._frontend is not None)
     alive, end = [], driver.backend.close
 
