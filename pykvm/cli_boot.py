@@ -12,13 +12,13 @@ import os
 import sys
 
 from pykvm.boot import PROTOCOLS
-from pykvm.boot.detect import is_linux, is_linux32
+from pykvm.boot.detect import is_linux, is_linux32, uncompressed
 from pykvm.boot.entry import CpuMode
 from pykvm.boot.files import open_image
 from pykvm.cli import complain
 from pykvm.cli_devices import initrds_of, nets_of, ports_of, storage_of, vsock_of
 from pykvm.cli_options import BOOT, BOOT_USAGE
-from pykvm.config import CMDLINE_DEFAULT, CMDLINE_VIRTIO, MachineConfig, parse_size
+from pykvm.config import CMDLINE_DEFAULT, CMDLINE_VIRTIO, PATIENCE_S, MachineConfig, parse_size
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, signal
 from pykvm.options import describe, number, parse
@@ -51,6 +51,7 @@ def main(words: list[str], command: list[str], name: str = "boot") -> int:
 def run(args: Any) -> int:
     """Carry out ``pykvm boot``; returns the exit code."""
     timeout = number(args.timeout, "--timeout", float)
+    patience = PATIENCE_S if timeout is None else timeout
     if _is_followed(args):
         from pykvm.debug.follow import check
 
@@ -58,21 +59,27 @@ def run(args: Any) -> int:
     kernel, command = args.kernel or args.image, args.command
     if args.kernel and args.image:
         raise ConfigError("--kernel: KERNEL is given twice; a guest's command comes after --")
+    if kernel == "-":
+        kernel = "/dev/stdin"
     if kernel is None or not os.path.exists(kernel):
         from pykvm.cli_kernel import find_or_fetch
 
         kernel = find_or_fetch(kernel)
     image: str | bytes = kernel
     if not os.path.isfile(kernel):  # a pipe, say: it can be read once
-        image = bytes(open_image(kernel).data)
+        image = bytes(open_image(kernel, patience).data)
     data = open_image(image).data
+    if args.protocol != "flat" and (args.mode, args.load, args.entry) == (None, None, None):
+        packed, data = data, uncompressed(data, parse_size(args.memory))
+        if data is not packed and is_linux(data):
+            image = bytes(data)
     linux = is_linux(data)
     if linux and not args.initrd and is_linux32(data):
         raise ConfigError(
             "KERNEL: a 32-bit Linux, which cannot run pykvm's own init, a 64-bit program; give it "
             "an initrd of its own with --initrd"
         )
-    storage = storage_of(args)
+    storage = storage_of(args, linux)
     problem = None if args.any_host else _host_problem(linux, args.lab)
     if problem is not None:
         if args.lab:
@@ -100,6 +107,7 @@ def run(args: Any) -> int:
         ports=ports,
         console=args.console,
         transport=args.transport,
+        patience=patience,
         gdb=args.gdb,
         wait_gdb=args.wait_gdb,
     )
@@ -250,6 +258,12 @@ def _host_problem(linux: bool, lab: bool) -> str | None:
 
 def _boot_in_lab(args: Any, kernel: str, problem: str, storage: Storage | None) -> int:
     """``pykvm lab``, with our own words and the kernel that was found, in place of this process."""
+    inputs = [("KERNEL", kernel), *(("--initrd", path) for path in args.initrd)]
+    for option, path in (*inputs, *(("--module", spec.split(" ")[0]) for spec in args.module)):
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ConfigError(
+                f"{option}: {path} is no plain file, and the lab can read no other; copy it to one"
+            )
     complain(f"pykvm: {problem}; booting in the lab")
     pykvm = [sys.executable, "-m", "pykvm"]
     words = [word for word in args.words if word != "--lab"]

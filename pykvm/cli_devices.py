@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from pykvm.virtio.config.storage import Storage
 
 
-def storage_of(args: Any) -> Storage | None:
-    """The machine's disks and shares, or None when there are none."""
-    if not (args.disk or args.fs or args.root):
+def storage_of(args: Any, linux: bool = False) -> Storage | None:
+    """The machine's disks and shares, or None when there are none. What the kernel of a Linux calls
+    its root is it, with our own init, too."""
+    named = linux and not args.initrd and not args.root and "root=" in (args.append or "")
+    if not (args.disk or args.fs or args.root or named):
         return None
-    from pykvm.virtio.config.storage import parse_storage
+    from pykvm.virtio.config.storage import parse_storage, with_named_root
 
-    return parse_storage(args.disk, args.fs, args.root)
+    storage = parse_storage(args.disk, args.fs, args.root)
+    return with_named_root(storage, args.append) if named else storage
 
 
 def nets_of(specs: list[str]) -> tuple[Any, ...]:

@@ -150,7 +150,7 @@ BOOT = (
         "--root",
         "WHAT",
         "the guest's root: a disk, as --disk takes it, a folder or the tag of a --fs; its own init "
-        "runs, or COMMAND",
+        "runs, or COMMAND; --append '… root=/dev/vda1' means the same for the first --disk's",
     ),
     Option("--rng", "", "a virtio entropy source"),
     Option(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MEMORY_DEFAULT = 256 * MIB
 MEMORY_MIN = 1 * MIB
+PATIENCE_S = 60.0  # without a byte, in a pipe
 CMDLINE_DEFAULT = "console=ttyS0 quiet panic=-1"
 # With hvc0: until the kernel has it, its boot console is the serial port; quiet first, or that says
 # all that was said before it came (Linux admin-guide/kernel-parameters.txt, earlycon=).
@@ -70,6 +71,7 @@ class MachineConfig(Record):
     ports: tuple[PortConfig, ...] = ()  # byte channels: /dev/virtio-ports/NAME
     console: str = "serial"  # what the guest talks to its user by: one of CONSOLES
     transport: str = "pci"  # how virtio devices are reached: one of TRANSPORTS
+    patience: float = PATIENCE_S  # seconds without a byte, of a kernel or initrd that is a pipe
 
     @property
     def has_virtio(self) -> bool:

@@ -142,13 +142,13 @@ class Machine:
     def _boot(self) -> None:
         config = self.config
         cpuid.parse_model(config.cpu)  # before anything is made: it may be wrong
-        image = open_image(config.kernel)
+        image = open_image(config.kernel, config.patience)
         spec = BootSpec(
             name=image.name,
             stamp=image.stamp,
             cmdline=config.cmdline.encode(errors="surrogateescape"),
-            initrd=read_initrds(config.initrd),
-            modules=read_modules(config.modules),
+            initrd=read_initrds(config.initrd, config.patience),
+            modules=read_modules(config.modules, config.patience),
             rsdp=layout.ACPI_TABLES,
             mode=config.mode,
             load=config.load,

@@ -208,6 +208,6 @@ def _remedy(reason: Reason, console: bytes, by_loader: bool = False) -> str:
 def _is_loader(machine: Machine) -> bool:
     """Whether pykvm booted what then loads a kernel, as iPXE does: options are not the kernel's."""
     try:
-        return not is_linux(open_image(machine.config.kernel).data)
+        return not is_linux(open_image(machine.config.kernel, 0).data)
     except PykvmError:  # a restored machine's, and it is there no more
         return False

@@ -58,7 +58,7 @@ def load(
     if protocol is None and (spec.mode, spec.load, spec.entry) != (None, None, None):
         protocol = detect.flat_or_refuse(view)
     if protocol != "flat":
-        view = detect.uncompressed(view, memory)
+        view = detect.uncompressed(view, memory.size)
         protocol = detect.protocol(view) if protocol is None else protocol
         if spec.modules and protocol not in ("multiboot", "pvh"):
             raise BootError(f"--module: {protocol} has no modules; use --initrd")

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from pykvm.boot import elf
-    from pykvm.memory import GuestMemory
 
 LINUX_MAGIC: Final = b"HdrS"  # boot.rst, "header": in the setup header of a bzImage
 LINUX_MAGIC_OFFSET: Final = 0x202
@@ -117,10 +116,10 @@ def flat_or_refuse(image: memoryview) -> str:
     return "flat"
 
 
-def uncompressed(image: memoryview, memory: GuestMemory) -> memoryview:
+def uncompressed(image: memoryview, limit: int) -> memoryview:
     """Return what `image` holds when it is a compressed kernel, else `image` itself.
 
-    Raises `BootError`.
+    Raises `BootError`, also when that is more than `limit` bytes: the guest's memory.
     """
     if is_elf(image) or is_bzimage(image):
         return image
@@ -128,7 +127,7 @@ def uncompressed(image: memoryview, memory: GuestMemory) -> memoryview:
 
     if payload.format_of(image) is None:
         return image
-    return memoryview(payload.decompress(image, memory.size))
+    return memoryview(payload.decompress(image, limit))
 
 
 def _elf_protocol(kernel: elf.Elf) -> str:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 
+from pykvm.config import PATIENCE_S
 from pykvm.errors import BootError
 from pykvm.lean import TYPE_CHECKING, Record
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 STAMP_AGE_NS: Final = 2 * 10**9
 STREAM_MAX: Final = 1 << 29  # bytes; /dev/zero has no end
+CHUNK: Final = 1 << 20
 
 Source = str | os.PathLike[str] | bytes
 
@@ -35,14 +37,15 @@ class ImageFile(Record):
     stamp: str = ""
 
 
-def open_image(source: Source) -> ImageFile:
-    """Map the kernel file `source` (or take the bytes themselves). Raises `BootError`.
+def open_image(source: Source, patience: float = PATIENCE_S) -> ImageFile:
+    """Map the kernel file `source` (or take the bytes themselves). Raises `BootError`, also when it
+    is a pipe that nobody writes to for `patience` seconds.
 
     The mapping lasts as long as a view of it: a report may want the image's symbols at the end.
     """
     if isinstance(source, bytes):
         return ImageFile(memoryview(source))
-    data, stamp = _map(source, "KERNEL")
+    data, stamp = _map(source, "KERNEL", patience)
     return ImageFile(memoryview(data), os.fsencode(source), stamp)
 
 
@@ -58,19 +61,16 @@ def stamp(status: os.stat_result) -> str:
     return f"{status.st_ino:x}-{status.st_size:x}-{times}"
 
 
-def _map(source: str | os.PathLike[str], option: str) -> tuple[mmap.mmap | bytes, str]:
+def _map(
+    source: str | os.PathLike[str], option: str, patience: float
+) -> tuple[mmap.mmap | bytes, str]:
     """The file's bytes and stamp."""
     try:
-        with open(source, "rb") as file:
+        # To open a pipe that nobody writes to would wait for a writer.
+        with open(source, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if status.st_size == 0:  # empty, or a pipe: process substitution
-                data = file.read(STREAM_MAX + 1)
-                if len(data) > STREAM_MAX:
-                    raise BootError(
-                        f"{option}: {os.fspath(source)}: more than {STREAM_MAX >> 20} MiB, from "
-                        "what is no plain file; copy it to one"
-                    )
-                return data, ""
+                return _read(file.fileno(), f"{option}: {os.fspath(source)}", patience), ""
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), _stamp(status)
     except OSError as error:
         raise BootError(
@@ -78,10 +78,34 @@ def _map(source: str | os.PathLike[str], option: str) -> tuple[mmap.mmap | bytes
         ) from None
 
 
-def read_initrds(sources: Iterable[Source]) -> bytes | memoryview:
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read(fd: int, name: str, patience: float) -> bytes:
+    """All there is to read, as it comes. poll(2) tells of an end only when there was a writer."""
+    from select import POLLIN, poll
+
+    data, ready = bytearray(), poll()
+    ready.register(fd, POLLIN)
+    while len(data) <= STREAM_MAX:
+        if not ready.poll(min(patience * 1000, 1 << 30)):
+            raise BootError(
+                f"{name}: nothing came through this pipe for {patience:g} s; is its writer there? "
+                "Copy what it gives to a file, or let --timeout give it longer"
+            )
+        if not (piece := os.read(fd, CHUNK)):
+            return bytes(data)
+        data += piece
+    raise BootError(
+        f"{name}: more than {STREAM_MAX >> 20} MiB, from what is no plain file; copy it to one"
+    )
+
+
+def read_initrds(sources: Iterable[Source], patience: float = PATIENCE_S) -> bytes | memoryview:
     """All initrds as one, in order, each at a 4-byte boundary. Raises `BootError`."""
     parts = [
-        memoryview(source if isinstance(source, bytes) else _map(source, "--initrd")[0])
+        memoryview(source if isinstance(source, bytes) else _map(source, "--initrd", patience)[0])
         for source in sources
     ]
     if len(parts) < 2:
@@ -91,10 +115,12 @@ def read_initrds(sources: Iterable[Source]) -> bytes | memoryview:
     return concatenate(parts)
 
 
-def read_modules(specs: Iterable[str]) -> tuple[tuple[bytes, bytes], ...]:
+def read_modules(
+    specs: Iterable[str], patience: float = PATIENCE_S
+) -> tuple[tuple[bytes, bytes], ...]:
     """Multiboot modules from ``FILE ARGUMENTS…``: (data, command line). Raises `BootError`."""
     modules = []
     for spec in specs:
         path, _, _ = spec.partition(" ")
-        modules.append((bytes(_map(path, "--module")[0]), os.fsencode(spec)))
+        modules.append((bytes(_map(path, "--module", patience)[0]), os.fsencode(spec)))
     return tuple(modules)

@@ -44,7 +44,8 @@ FIELDS: Final = frozenset(
 HEAD_MAX: Final = 64 << 20  # bytes
 
 ADDRESSES: Final = "ipaddress"  # the module; see `encode_config`
-NOT_SAVED: Final = ("kernel", "initrd", "modules", "cmdline")  # they are in the guest's memory
+# They are in the guest's memory; or how long to wait for them.
+NOT_SAVED: Final = ("kernel", "initrd", "modules", "cmdline", "patience")
 
 
 # ── the head ─────────────────────────────────────────────────────────────────────────────────────

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
+import lzma
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 
 from pykvm.cli import main
 from pykvm.cli_boot import _tell
+from pykvm.config import CMDLINE_DEFAULT, MachineConfig
 from pykvm.outcome import Outcome, Reason, Stats
 
 FLAT = ("--mode", "real")
@@ -121,6 +125,81 @@ def test_unreadable_kernel_says_so(kernel: str) -> None:
     assert done.returncode == 125
     assert "Permission denied" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def linux(tmp_path: Path) -> bytes:
+    """What passes for a Linux, of 64 bits and not to be booted."""
+    return b"\x7fELF\x02".ljust(64, b"\0") + b"Linux version 6.1"
+
+
+def config_of(*words: str) -> MachineConfig:
+    """What `pykvm boot WORDS` would boot."""
+    with (
+        mock.patch("pykvm.cli_boot.boot", return_value=0) as boot,
+        mock.patch("pykvm.doctor.why_not_linux", return_value=None),
+    ):
+        assert main(["boot", *words]) == 0
+    config: MachineConfig = boot.call_args.args[0]
+    return config
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_a_packed_linux_is_a_linux(
+    tmp_path: Path, linux: bytes, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "vmlinux.gz"
+    path.write_bytes(pack(linux))
+    config = config_of(str(path))
+    assert config.kernel == linux
+    assert config.cmdline == CMDLINE_DEFAULT
+    assert config.initrd
+
+
+def test_a_dash_is_standard_input(linux: bytes) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, linux)
+    os.close(writer)
+    kept = os.dup(0)
+    os.dup2(reader, 0)
+    try:
+        assert config_of("-").kernel == linux
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(reader)
+
+
+def test_the_timeout_counts_for_a_kernel_from_a_pipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kernel: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    said = complaint(capsys, "boot", str(tmp_path / "pipe"), "--timeout", "0.01")
+    assert "KERNEL" in said
+    assert config_of(kernel, *FLAT, "--timeout", "7").patience == 7
+
+
+def test_the_root_of_a_kernels_own_command_line_is_booted(tmp_path: Path, linux: bytes) -> None:
+    (tmp_path / "vmlinux").write_bytes(linux)
+    words = [str(tmp_path / "vmlinux"), "--disk", "disk", "--append", "root=/dev/vda1"]
+    config = config_of(*words)
+    assert (config.disks[0].mount, config.disks[0].partition) == ("/", 1)
+    assert config_of(*words, "--initrd", "of its own").disks[0].mount == ""
+
+
+@pytest.mark.parametrize("option", ["KERNEL", "--initrd", "--module"])
+def test_what_is_no_plain_file_is_refused_for_the_lab(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, linux: bytes, option: str
+) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, linux)
+    os.close(writer)
+    (tmp_path / "vmlinux").write_bytes(linux)
+    pipe, kernel = f"/dev/fd/{reader}", str(tmp_path / "vmlinux")
+    words = [pipe] if option == "KERNEL" else [kernel, option, pipe]
+    with mock.patch("pykvm.doctor.why_not_linux", return_value="no"):
+        assert option in complaint(capsys, "boot", "--lab", *words)
+    os.close(reader)
 
 
 def test_two_kernels_are_one_too_many(capsys: pytest.CaptureFixture[str], kernel: str) -> None:

@@ -51,8 +51,8 @@ class Storage(Record):
         lines = []
         for number, disk in enumerate(self.disks):
             if disk.mount:
-                device = f"/dev/vd{chr(ord('a') + number)}{disk.partition or ''}"
-                lines.append((disk.mount, device, file_system(disk), disk.read_only))
+                source = f"{device(number)}{disk.partition or ''}"
+                lines.append((disk.mount, source, file_system(disk), disk.read_only))
         lines += [(share.target, share.tag, "virtiofs", share.read_only) for share in self.shares]
         lines.sort(key=lambda line: line[0].count("/") if line[0] != ROOT else 0)
         return "".join(
@@ -90,6 +90,40 @@ def parse_storage(disks: Iterable[str], shares: Iterable[str], root: str | None)
             f"--root: {disk.path} is neither a file or folder here nor the tag of a --fs"
         )
     return Storage((disk, *storage.disks), storage.shares)
+
+
+def with_named_root(storage: Storage, cmdline: str) -> Storage:
+    """`storage` with the root that the kernel's command line `cmdline` names, if it is in it.
+
+    Raises `ConfigError` for one that is not. Source: Linux
+    Documentation/admin-guide/kernel-parameters.txt, "root=" and "rootfstype=".
+    """
+    words = dict(word.partition("=")[::2] for word in cmdline.partition(" -- ")[0].split())
+    root, kind = words.get("root", ""), words.get("rootfstype", "")
+    if root in ("", "/dev/ram0", "/dev/ram"):  # the initrd
+        return storage
+    disks, shares = list(storage.disks), list(storage.shares)
+    for number, disk in enumerate(disks):
+        partition = root.removeprefix(device(number))
+        if partition != root and (not partition or partition.isdecimal()):
+            disks[number] = disk._replace(
+                mount=ROOT, partition=int(partition or 0), fstype=kind.partition(",")[0]
+            )
+            return Storage(tuple(disks), storage.shares)
+    for number, share in enumerate(shares):
+        if (root, kind) == (share.tag, "virtiofs"):
+            shares[number] = share._replace(mount=ROOT)
+            return Storage(storage.disks, tuple(shares))
+    raise ConfigError(
+        f"--append: root={root} is nothing that this guest has; give its disk by --disk and write "
+        f"root={device(0)}, or {device(0)}1, or leave root= out; with --initrd /dev/null the "
+        "kernel looks for it alone"
+    )
+
+
+def device(number: int) -> str:
+    """What Linux calls disk `number`, counted from 0."""
+    return f"/dev/vd{chr(ord('a') + number)}"
 
 
 def file_system(disk: DiskConfig) -> str:

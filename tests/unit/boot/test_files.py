@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -81,3 +83,30 @@ def test_what_has_no_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         files.open_image("/dev/zero")
     with pytest.raises(BootError, match=r"--initrd: /dev/zero: more than 1 MiB"):
         files.read_initrds(["/dev/zero"])
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_by_its_option(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(BootError, match=r"KERNEL: .*/pipe: nothing came through this pipe"):
+        files.open_image(pipe, 0.01)
+    with pytest.raises(BootError, match=r"--initrd: .*let --timeout give it longer"):
+        files.read_initrds([pipe], 0.01)
+    with pytest.raises(BootError, match=r"--module: .*Copy what it gives to a file"):
+        files.read_modules([f"{pipe} words"], 0.01)
+
+
+def test_a_pipe_is_read_to_its_end_also_by_a_writer_who_comes_late(tmp_path: Path) -> None:
+    pipe, data = tmp_path / "pipe", os.urandom(3 << 20)
+    os.mkfifo(pipe)
+    (tmp_path / "data").write_bytes(data)
+    with subprocess.Popen(f"sleep 0.1; cat {tmp_path}/data >{pipe}", shell=True):
+        assert files.open_image(pipe).data == data
+
+
+def test_a_pipe_whose_writer_has_gone_already_is_read() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"kernel")
+    os.close(writer)
+    assert files.open_image(f"/dev/fd/{reader}").data == b"kernel"
+    os.close(reader)

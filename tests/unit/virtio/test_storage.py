@@ -10,7 +10,7 @@ import pytest
 from pykvm.errors import ConfigError
 from pykvm.memory import GuestMemory
 from pykvm.virtio.config.share import ShareConfig, parse_share
-from pykvm.virtio.config.storage import parse_storage
+from pykvm.virtio.config.storage import parse_storage, with_named_root
 from pykvm.virtio.fs import Fs
 
 
@@ -74,6 +74,27 @@ def test_two_at_one_place_are_refused(disk: str) -> None:
         parse_storage([f"{disk},mount=/"], [], disk)
     with pytest.raises(ConfigError, match="one tag"):
         parse_storage([], ["/a,tag=x", "/b,tag=x"], None)
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "first"),
+    [
+        ("quiet root=/dev/vda rw", "/dev/vda / ext4 rw"),
+        ("root=/dev/vdb2 rootfstype=xfs,ext4 quiet", "/dev/vdb2 / xfs rw"),
+        ("root=/dev/vdb root=/dev/vda -- root=/dev/vdz", "/dev/vda / ext4 rw"),
+        ("root=x rootfstype=virtiofs", "x / virtiofs rw"),
+        ("root=/dev/ram0", "x /mnt/x virtiofs rw"),
+    ],
+)
+def test_the_root_that_a_kernel_is_told_of_is_the_root(disk: str, cmdline: str, first: str) -> None:
+    storage = with_named_root(parse_storage([disk, "other"], ["/a,tag=x"], None), cmdline)
+    assert storage.fstab().splitlines()[0] == first
+
+
+@pytest.mark.parametrize("root", ["/dev/sda1", "/dev/vdb", "/dev/vdax", "UUID=1", "x"])
+def test_a_root_that_the_guest_does_not_have_is_refused_by_name(disk: str, root: str) -> None:
+    with pytest.raises(ConfigError, match=f"--append: root={root} is nothing .* root=/dev/vda"):
+        with_named_root(parse_storage([disk], ["/a,tag=x"], None), f"root={root}")
 
 
 @pytest.mark.parametrize("option", ["partition=1", "fstype=xfs", "mount=x", "mount=/,fstype=a/b"])
