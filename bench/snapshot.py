@@ -83,6 +83,9 @@ def going_on(args: Namespace, folder: Path) -> tuple[dict[str, Samples], list[Ba
             "raw": partial(raw_ms, [str(floor), "restore", str(guest), str(memory)]),
             "fork": partial(go_on_ms, machine.fork),
             "restore": partial(go_on_ms, partial(Machine.restore, folder / "machine")),
+            "restore, lazy": partial(
+                go_on_ms, partial(Machine.restore, folder / "machine", lazy=True)
+            ),
         }
         create, destroy = interleaved(rivals, args.rounds)
     table("to the first exit, ms", create, "raw")

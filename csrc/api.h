@@ -6,6 +6,8 @@
 
 /* ── mem.c: guest memory, one file mapped once ──────────────────────────────────────────────── */
 
+struct pk_vcpu;
+
 struct pk_mem {
     int fd;             /* the memfd, MFD_CLOEXEC; -1 when the memory is private */
     int base_fd;        /* private memory: the file beneath, which nobody writes; else -1 */
@@ -47,6 +49,31 @@ int pk_mem_lay(const struct pk_mem *mem, int fd, const struct pk_mem_range *rang
                int copied);
 /* Private memory: map all of it now. Pages get no copies of their own by that. */
 int pk_mem_prefault(const struct pk_mem *mem);
+
+/* ── lazy.c: private memory whose pages are read when they are first needed ─────────────────── */
+
+/* The memory must be a private copy (pk_mem_map) of an empty memfd of its size. */
+struct pk_lazy_source {
+    int fd;              /* a file with all of it, which nobody writes */
+    int cache_fd;        /* the memfd; several memories may share it */
+    uint32_t piece;      /* bytes, of whole pages, that have one checksum */
+    const int64_t *crcs; /* CRC-32 of each piece of the memory, or -1: it is all zeros, and no
+                            matter what `fd` has there */
+};
+
+struct pk_lazy;
+/* Begin. -EPERM: this user may not; -ENOSYS: this kernel cannot. Both descriptors and the checksums
+ * must stay until the end. */
+int pk_lazy_create(const struct pk_mem *mem, const struct pk_lazy_source *source,
+                   struct pk_lazy **ret);
+/* End: what was not needed so far reads as zeros. */
+void pk_lazy_destroy(struct pk_lazy *lazy);
+/* Let the vCPU run no further once a piece cannot be had: pk_vcpu_run() returns -EIO. */
+void pk_lazy_add_vcpu(struct pk_lazy *lazy, struct pk_vcpu *vcpu);
+/* Whether a piece could not be had: 0, or why (-errno; -EBADMSG: it does not match its checksum)
+ * and in `ret` the offset in the memory. */
+int pk_lazy_lost(const struct pk_lazy *lazy, uint64_t *ret);
+uint64_t pk_lazy_pieces(const struct pk_lazy *lazy); /* how many were read for this memory */
 
 /* The one checked accessor: the host address of gpa [gpa, gpa + len), or NULL when any byte of it
  * is not guest memory. A range never straddles the hole. */
@@ -263,6 +290,8 @@ struct pk_vcpu {
     uint64_t exits;   /* returns of KVM_RUN, those served in C included */
     struct pk_exit exit;
     struct pk_trace *trace; /* or NULL; changed only while the vCPU does not run */
+    struct pk_lazy *lazy;   /* its memory, when that is lazy, or NULL */
+    struct pk_vcpu *lazy_next;
 };
 
 int pk_vcpu_create(int kvm_fd, int vm_fd, uint32_t id, struct pk_bus *bus, struct pk_vcpu *ret);

@@ -4,6 +4,7 @@
  * the caller, one element of a string instruction at a time. A vCPU belongs to one thread; only
  * pk_vcpu_kick() may be called from another.
  */
+#include "lazy.h"
 #include "trace.h"
 
 #include <errno.h>
@@ -55,6 +56,8 @@ int pk_vcpu_create(int kvm_fd, int vm_fd, uint32_t id, struct pk_bus *bus, struc
 
 void pk_vcpu_destroy(struct pk_vcpu *vcpu)
 {
+    if (vcpu->lazy != NULL)
+        pk_lazy_remove_vcpu(vcpu->lazy, vcpu);
     if (vcpu->run != NULL) {
         munmap(vcpu->run, vcpu->run_size);
         close(vcpu->fd);
@@ -190,10 +193,17 @@ static int decode(struct pk_vcpu *vcpu)
     }
 }
 
+static int is_lost(const struct pk_vcpu *vcpu)
+{
+    return vcpu->lazy != NULL && pk_lazy_is_lost(vcpu->lazy);
+}
+
 int pk_vcpu_run(struct pk_vcpu *vcpu)
 {
     struct kvm_run *run = vcpu->run;
 
+    if (is_lost(vcpu))
+        return -EIO;
     if (complete(vcpu))
         return 0;
     /* Release: a kicker that reads tid sees a thread that will notice immediate_exit. */
@@ -203,7 +213,12 @@ int pk_vcpu_run(struct pk_vcpu *vcpu)
     for (int again = 0;; again = 1) {
         if (trace != NULL)
             pk_trace_enter(trace, run, again);
-        if (ioctl(vcpu->fd, KVM_RUN, 0) < 0) {
+        int left = ioctl(vcpu->fd, KVM_RUN, 0);
+        if (is_lost(vcpu)) { /* then nothing that KVM says is the guest's doing */
+            result = -EIO;
+            break;
+        }
+        if (left < 0) {
             if (errno == EAGAIN) /* an application processor was woken; it is not running yet */
                 continue;
             if (errno != EINTR) {

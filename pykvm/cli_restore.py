@@ -53,6 +53,12 @@ OPTIONS = (
         "--clock", "HOW", "stay: the guest sees no time passed; step: it sees all of it", "stay"
     ),
     Option("--prefault", "", "map all of the memory before the guest goes on"),
+    Option(
+        "--lazy",
+        "",
+        "read the memory, and check it, piece by piece when the guest first needs it: for a file "
+        "that is far away or was copied",
+    ),
     Option("--verify", "", "read all of the memory and compare its checksums"),
     Option(
         "--serial",
@@ -101,6 +107,7 @@ def run(args: Any) -> int:
         args.operands[0],
         clock=args.clock,
         prefault=args.prefault,
+        lazy=args.lazy,
         verify=args.verify,
         identity=args.identity,
         **changes,

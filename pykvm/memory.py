@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pykvm.bus import Bus
     from pykvm.debug.memorymap import MemoryMap
     from pykvm.debug.pagewalk import Walk
+    from pykvm.snapshot.lazy import Loader
     from pykvm.vcpu import Vcpu
 
 # From this size on, writing to the memfd is twice as fast as to its mapping: no page faults.
@@ -76,6 +77,7 @@ class GuestMemory:
         self.devices: Bus | None = None  # what answers where memory is not, for `map`
         self.laid: list[Region] = []  # pages of another file than the one beneath: see `lay`
         self.epoch = 0  # grows when the file beneath is another one
+        self.loader: Loader | None = None  # what brings its pages, when they are read lazily
 
     @property
     def is_private(self) -> bool:
@@ -121,8 +123,16 @@ class GuestMemory:
         return hva
 
     def read(self, gpa: int, size: int) -> bytes:
-        """Copy `size` bytes out. Raises `GuestMemoryError`."""
-        return bytes(self.view(gpa, size))
+        """Copy `size` bytes out. Raises `GuestMemoryError`, and `HostError` when lazy memory cannot
+        be had."""
+        data = bytes(self.view(gpa, size))
+        self.check()
+        return data
+
+    def check(self) -> None:
+        """Raise `HostError` when some of lazy memory could not be had."""
+        if self.loader is not None:
+            self.loader.check()
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` in. Raises `GuestMemoryError`, having written nothing."""
@@ -183,6 +193,7 @@ class GuestMemory:
     def rebase(self, file: int) -> None:
         """Private memory: go on as a private copy of `file`, which holds what is there now."""
         check(lib.pk_mem_rebase(self.handle, file), "mmap of guest memory")
+        self._end_loading()
         self.laid.clear()
         self.epoch += 1
 
@@ -222,7 +233,10 @@ class GuestMemory:
 
     @property
     def file(self) -> int:
-        """The descriptor that the memory is a mapping of, or a private copy; not to be closed."""
+        """The file with all that the memory began with, not to be closed: it is a mapping of that,
+        or a private copy."""
+        if self.loader is not None:
+            return self.loader.fd
         return int(self.handle.base_fd if self.is_private else self.handle.fd)
 
     def at_offset(self, offset: int, size: int) -> memoryview:
@@ -231,7 +245,13 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap. Safe to call twice."""
+        self._end_loading()
         lib.pk_mem_destroy(self.handle)
+
+    def _end_loading(self) -> None:
+        if self.loader is not None:
+            self.loader.close()
+            self.loader = None
 
     def __enter__(self) -> Self:
         return self

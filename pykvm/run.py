@@ -92,6 +92,7 @@ class Run:
             machine.requests.end()
         self._bring_the_rest(watcher)
         if self._error is not None:
+            machine.memory.check()  # whether that is why
             raise self._error
         if machine.debugger:
             machine.debugger.let_go()

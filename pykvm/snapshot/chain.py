@@ -143,19 +143,20 @@ def _base_of(link: Link, folder: str) -> Link:
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def open_stack(chain: list[Link], *, verify: bool = False) -> Stack:
+def open_stack(chain: list[Link], *, verify: bool = False, lazy: bool = False) -> Stack:
     """The memory of a chain, checked: where a file is not the one that was written, or with
-    `verify`, all of it. Raises `ConfigError`."""
+    `verify`, all of it. With `lazy`, whoever reads the full one checks it. Raises `ConfigError`."""
     with contextlib.ExitStack() as opened:
         layers = []
         for link in reversed(chain):
             try:
-                fd = _open(link, verify)
+                unchecked = lazy and link.is_full
+                fd = _open(link, verify, unchecked)
                 opened.callback(os.close, fd)
                 ranges = [] if link.is_full else link.ranges
             except NONSENSE as error:
                 raise format.damaged(link.folder, f"{format.HEAD}: {error!r}") from None
-            if lib.pk_file_system(fd) in FILLING_HOLES:
+            if not unchecked and lib.pk_file_system(fd) in FILLING_HOLES:
                 data = list(pages.joined(pages.data_of(fd, link.size)))
                 if link.is_full:  # only its data are mapped, over a file of zeros
                     zeros = os.memfd_create("zeros", os.MFD_CLOEXEC)
@@ -170,15 +171,24 @@ def open_stack(chain: list[Link], *, verify: bool = False) -> Stack:
     return Stack(layers[0].fd, chain[0].size, layers[1:])
 
 
-def _open(link: Link, verify: bool) -> int:
-    return open_whole(link.folder, format.MEMORY, link.head["memory"], link.size, verify=verify)
+def _open(link: Link, verify: bool, unchecked: bool) -> int:
+    entry = link.head["memory"]
+    return open_whole(
+        link.folder, format.MEMORY, entry, link.size, verify=verify, unchecked=unchecked
+    )
 
 
 def open_whole(
-    folder: str, name: str, entry: dict[str, Any], size: int, *, verify: bool = False
+    folder: str,
+    name: str,
+    entry: dict[str, Any],
+    size: int,
+    *,
+    verify: bool = False,
+    unchecked: bool = False,
 ) -> int:
-    """A file of a snapshot, checked against what `entry` of the head says of it. Raises
-    `ConfigError`, and one of `NONSENSE` for the head's."""
+    """A file of a snapshot, checked against what `entry` of the head says of it: `unchecked`, only
+    its size. Raises `ConfigError`, and one of `NONSENSE` for the head's."""
     try:
         fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -187,7 +197,7 @@ def open_whole(
         status = os.fstat(fd)
         if status.st_size != size:
             raise format.damaged(folder, f"{name} has {status.st_size} bytes")
-        if verify or stamp(status) != entry["stamp"]:
+        if verify or (not unchecked and stamp(status) != entry["stamp"]):
             wrong = _find_damage(fd, entry, size)
             if wrong is not None:
                 what = f"{name} from {wrong:#x} on does not match its checksum"

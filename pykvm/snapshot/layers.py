@@ -163,6 +163,7 @@ def differing(
                 mine, beneath = bytes(view), stack.read(offset, length)
             if mine != beneath:
                 yield from _differing_pages(offset, mine, beneath)
+    memory.check()
 
 
 def _differing_pages(offset: int, mine: bytes, beneath: bytes) -> Iterator[tuple[int, memoryview]]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pykvm.snapshot.capture import Parts
+    from pykvm.snapshot.lazy import Source
 
 
 def load(
@@ -28,6 +29,7 @@ def load(
     *,
     clock: str = "stay",
     prefault: bool = False,
+    lazy: bool = False,
     verify: bool = False,
     identity: str = "new",
     **changes: Any,
@@ -38,13 +40,18 @@ def load(
     `identity`: MACs and CID that the user did not choose are other ones ("new"), or as they were
     ("keep").
     `clock`: the guest's time stays where it was, or steps over the time since ("step").
-    `prefault`: map all of the memory at once. `verify`: compare its checksums in any case.
+    `prefault`: map all of the memory at once. `lazy`: read it, and compare its checksums, piece by
+    piece when the guest first needs it. `verify`: compare them all at once, in any case.
     Raises `ConfigError` when the snapshot is damaged or does not fit this host.
     """
     if clock not in capture.CLOCKS:
         raise ConfigError(f"--clock: {clock!r} is unknown; write {' or '.join(capture.CLOCKS)}")
     if identity not in IDENTITIES:
         raise ConfigError(f"--identity: {identity!r} is unknown; write {' or '.join(IDENTITIES)}")
+    if lazy and prefault:
+        raise ConfigError(
+            "--lazy: --prefault wants all of the memory at once; leave one of them out"
+        )
     links = chain.follow(folder)
     folder, head = links[0]
     try:
@@ -60,14 +67,29 @@ def load(
             raise ValueError("two sizes of the memory")
     except chain.NONSENSE as error:
         raise format.damaged(folder, f"{format.HEAD}: {error!r}") from None
-    memory = chain.open_stack(links, verify=verify)
+    memory = chain.open_stack(links, verify=verify, lazy=lazy)
     template = Template(
         config, entry, parts, memory.fd, generation=generation, layers=memory.layers
     )
     template.lineage = lineage_of(links)
+    if lazy:
+        try:
+            template.lazy = _source(links[-1], memory.fd)
+        except BaseException:
+            template.close()
+            raise
     template.clock, template.prefault, template.foreign = clock, prefault, True
     template.identity = identity
     return template
+
+
+def _source(full: chain.Link, fd: int) -> Source:
+    from pykvm.snapshot.lazy import Source
+
+    try:
+        return Source(full.folder, fd, full.head["memory"])
+    except chain.NONSENSE as error:
+        raise format.damaged(full.folder, f"{format.HEAD}: {error!r}") from None
 
 
 def read_state(folder: str, head: dict[str, Any]) -> Parts:

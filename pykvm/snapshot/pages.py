@@ -67,6 +67,7 @@ def pieces(memory: GuestMemory, ranges: Iterable[Region]) -> Iterator[tuple[int,
             length = min(PIECE, start + size - offset)
             with memory.at_offset(offset, length) as view:
                 yield from without_zeros(offset, view)
+    memory.check()
 
 
 def without_zeros(offset: int, view: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pykvm.snapshot.calls import Calls
     from pykvm.snapshot.capture import Parts
     from pykvm.snapshot.diff import Lineage
+    from pykvm.snapshot.lazy import Source
     from pykvm.snapshot.overlays import Overlays
     from pykvm.snapshot.vcpu import VcpuFormat
 
@@ -63,6 +64,7 @@ class Template:
         self.clock = "stay"
         self.identity = "new"  # one of IDENTITIES
         self.prefault = False
+        self.lazy: Source | None = None  # what `fd` has is read piece by piece
         self.foreign = False  # from disk: it may be of another host
         self._settings: Calls | None = None  # see `settings`
         self.lineage: Lineage = {}  # the snapshots on disk that it goes on from
@@ -86,12 +88,18 @@ class Template:
 
     def memory(self) -> GuestMemory:
         """Memory for a new machine."""
-        memory = GuestMemory(self.config.memory, self.fd)
-        for layer, ranges in zip(self.layers, self._placing.mapped, strict=True):
-            memory.lay(layer.fd, ranges)
-        if self.prefault:
-            memory.prefault()
-        self.overlay(memory)
+        memory = GuestMemory(self.config.memory, self.lazy.cache_fd if self.lazy else self.fd)
+        try:
+            if self.lazy:
+                self.lazy.load(memory)
+            for layer, ranges in zip(self.layers, self._placing.mapped, strict=True):
+                memory.lay(layer.fd, ranges)
+            if self.prefault:
+                memory.prefault()
+            self.overlay(memory)
+        except BaseException:
+            memory.close()
+            raise
         memory.placed = list(self.placed)
         return memory
 
@@ -108,6 +116,8 @@ class Template:
         """Give a new machine, its memory in place, the rest; returns what has no device yet."""
         if self.foreign:
             check_cpuid(machine.kvm, self.cpuid[0])
+        if machine.memory.loader is not None:
+            machine.memory.loader.guard(machine.vcpus)
         machine.lineage = dict(self.lineage)
         machine.template = self.share()
         machine.vcpu_format = self.vcpu_format
@@ -155,6 +165,7 @@ class Template:
         )
         same.placed = self.placed
         same.lineage = self.lineage
+        same.lazy = self.lazy.copy() if self.lazy else None
         return same
 
     def close(self) -> None:
@@ -165,6 +176,8 @@ class Template:
                 return
         close_files(self.fd, self.layers)
         self.fd, self.layers = -1, []
+        if self.lazy is not None:
+            self.lazy.close()
         overlays.close(self.overlays)
 
     def __enter__(self) -> Self:
@@ -220,7 +233,7 @@ def _take(machine: Machine) -> Template:
     """Take a template of a machine at rest."""
     parts, written = overlays.capture_all(machine)  # first: it may refuse
     try:
-        fd, layers = _current_memory(machine)
+        fd, layers, lazy = _current_memory(machine)
     except BaseException:
         overlays.close(written)
         raise
@@ -233,6 +246,7 @@ def _take(machine: Machine) -> Template:
         layers=layers,
     )
     template.overlays = written
+    template.lazy = lazy
     template.placed = machine.memory.placed
     template.lineage = inherited(machine)
     template.vcpu_format = machine.vcpu_format
@@ -243,15 +257,16 @@ def _take(machine: Machine) -> Template:
     return template
 
 
-def _current_memory(machine: Machine) -> tuple[int, list[Layer]]:
-    """A file that holds the machine's memory and that nobody writes, under layers."""
+def _current_memory(machine: Machine) -> tuple[int, list[Layer], Source | None]:
+    """A file that holds the machine's memory and that nobody writes, under layers; and what reads
+    it, if the machine is loaded lazily."""
     memory = machine.memory
     if not memory.is_private:
-        return memory.freeze(), []
+        return memory.freeze(), [], None
     before = machine.template
     if before is not None and not has_changed(machine, before):
         same = before.copy()
-        return same.fd, same.layers
+        return same.fd, same.layers, same.lazy
     fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.truncate(fd, memory.size)
@@ -261,4 +276,4 @@ def _current_memory(machine: Machine) -> tuple[int, list[Layer]]:
     except BaseException:
         os.close(fd)
         raise
-    return fd, []
+    return fd, [], None
