@@ -16,7 +16,7 @@ EDITABLE := $(BIN)/pip install -q --config-settings editable_mode=compat -e
 # What pip has to build again when it changes.
 BUILD_INPUTS := setup.py pyproject.toml $(filter-out csrc/_core.c, $(wildcard csrc/*)) \
                 $(wildcard guests/*.py guests/[!_]*/*)
-C_FILES := $(filter-out csrc/_core.c, $(wildcard csrc/*.[ch] guests/*/*.[ch] tests/c/*.[ch] tests/linux/*.c bench/*/*.[ch]))
+C_FILES := $(filter-out csrc/_core.c, $(wildcard csrc/*.[ch] guests/*/*.[ch] tests/c/*.[ch] tests/guests/*.c tests/linux/*.c bench/*/*.[ch]))
 
 # What must be there, and the Debian package that brings it: COMMAND-OR-FILE=PACKAGE.
 python_path = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("$(1)"))')

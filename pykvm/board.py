@@ -100,7 +100,8 @@ def add_virtio(machine: Machine, resources: ExitStack) -> dict[str, Any]:
 
 
 def add_bios(machine: Machine) -> None:
-    """The BIOS that real-mode guests call and multiboot guests know to have been there."""
+    """The BIOS that real-mode guests call and multiboot guests know to have been there; these have
+    a test device, too."""
     from pykvm.boot.e820 import memory_map
     from pykvm.devices.bios import Bios
 
@@ -112,6 +113,17 @@ def add_bios(machine: Machine) -> None:
         pci=machine.pci,
     )
     machine.pio_bus.add(layout.PORT_BIOS_CALL, 4, services)
+    if machine.entry.protocol == "multiboot":
+        _add_test_device(machine)
+
+
+def _add_test_device(machine: Machine) -> None:
+    from pykvm.devices import testdev
+
+    lines = testdev.Lines(machine.vm.irq_line)
+    machine.pio_bus.add(layout.PORT_TEST, 12, testdev.Register())
+    machine.pio_bus.add(layout.PORT_TEST_LINES, layout.GSI_MESSAGES, lines)
+    machine.mmio_bus.add(layout.TEST_MEMORY, layout.TEST_MEMORY_SIZE, testdev.Memory())
 
 
 # ── devices of the user's own: methods of `Machine` ──────────────────────────────────────────────

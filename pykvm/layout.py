@@ -25,7 +25,8 @@ Reached from the boot loaders, `machine` and `acpi`; drawn for people in docs/ar
     0x0_c000_0000 ├───────────────────────────┤
                   │ hole: IOAPIC, LAPIC, MMIO │ PCI BARs from 0xc000_0000,
                   │                           │ virtio-mmio from 0xd000_0000,
-                  │                           │ PCI configuration at 0xe000_0000
+                  │                           │ PCI configuration at 0xe000_0000,
+                  │                           │ a test device's memory at 0xff00_0000
     0x1_0000_0000 ├───────────────────────────┤
                   │ high memory, the rest     │
                   └───────────────────────────┘
@@ -76,6 +77,8 @@ VIRTIO_MMIO: Final = 0xD000_0000  # with --transport mmio: one device a page
 VIRTIO_MMIO_SIZE: Final = 0x1000
 IOAPIC: Final = 0xFEC0_0000
 LAPIC: Final = 0xFEE0_0000
+TEST_MEMORY: Final = 0xFF00_0000  # QEMU's pc-testdev, for multiboot guests
+TEST_MEMORY_SIZE: Final = 64 * KIB
 IDENTITY_MAP: Final = 0xFFFB_C000  # KVM_SET_IDENTITY_MAP_ADDR: one page, VMX only
 TSS: Final = 0xFFFB_D000  # KVM_SET_TSS_ADDR: three pages, VMX only
 
@@ -84,6 +87,7 @@ PORT_I8042: Final = 0x060  # data at 0x60, status/command at 0x64 (0x61 is the i
 PORT_I8042_COMMAND: Final = 0x064
 PORT_RTC: Final = 0x070  # index 0x70, data 0x71
 PORT_POST: Final = 0x080  # POST code / I/O delay
+PORT_TEST: Final = 0x0E0  # QEMU's pc-testdev, for multiboot guests: 12 ports
 PORT_DEBUG_EXIT: Final = 0x0F4  # QEMU isa-debug-exit: leave with (value << 1) | 1
 PORT_COM1: Final = 0x3F8
 PORT_PVPANIC: Final = 0x505  # QEMU docs/specs/pvpanic.rst
@@ -96,6 +100,7 @@ PORT_GPE0: Final = 0x606  # ACPI general-purpose events: status, then enable, a 
 PORT_BIOS_CALL: Final = 0x6F0  # a BIOS stub writes SS:SP here; the call lies there, 4 bytes
 PORT_PCI_CONFIG: Final = 0xCF8  # PCI configuration address and data
 PORT_RESET: Final = 0xCF9  # reset control register (inside the PCI range)
+PORT_TEST_LINES: Final = 0x2000  # pc-testdev: a byte here at offset n is the level of GSI n
 
 # ── interrupts (GSI = ISA IRQ below 16) ──────────────────────────────────────────────────────
 IRQ_KEYBOARD: Final = 1

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pykvm.devices import testdev
 from pykvm.devices.base import Device
 from pykvm.devices.cmos import Cmos
 from pykvm.devices.debugexit import DebugExit, ExitCode
@@ -33,6 +34,9 @@ DEVICES: dict[str, Callable[[], Device]] = {
     "post": Post,
     "pvpanic": lambda: PvPanic(ignore),
     "reset": lambda: ResetControl(ignore),
+    "test lines": lambda: testdev.Lines(ignore),
+    "test memory": testdev.Memory,
+    "test ports": testdev.Register,
 }
 
 ACCESS = st.tuples(
