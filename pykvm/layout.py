@@ -61,6 +61,7 @@ MULTIBOOT_INFO: Final = 0x0003_0000
 MULTIBOOT_INFO_SIZE: Final = 64 * KIB
 EBDA: Final = 0x0009_FC00  # Extended BIOS Data Area: end of conventional memory
 VGA: Final = 0x000A_0000
+VGA_TEXT: Final = 0x000B_8000  # the screen of a PC, in text mode
 ACPI_TABLES: Final = 0x000E_0000  # RSDP here, 16-byte aligned, where firmware is searched
 ACPI_TABLES_END: Final = 0x000E_F000
 VM_GENERATION_ID: Final = 0x000E_F000  # 16 bytes in a page of its own, for they come and go

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from pykvm import layout
 from pykvm._core import lib
 from pykvm.boot.detect import is_linux
 from pykvm.boot.files import open_image
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 LINES_KEPT = 12
 LINE_MAX = 200  # characters of a line, its last
 ESCAPE_SEQUENCE: Final = rb"\x1b\[[0-9;?]*[A-Za-z]|\r"  # ECMA-48 CSI, as terminals obey
+VGA_COLUMNS, VGA_ROWS = 80, 25
+VGA_CHARACTERS: Final = frozenset((0, *range(32, 127), *range(128, 256)))
 INSTRUCTION_MAX = 15  # bytes, Intel SDM vol. 2A §2.3.11
 
 # What the console says, and what the user can do about it. The first that matches is told.
@@ -191,9 +194,29 @@ def _instruction(code: bytes, address: int, bits: int) -> str:
 def _last_words(machine: Machine) -> list[str]:
     text = re.sub(ESCAPE_SEQUENCE, b"", bytes(machine.console_log[-8192:])).decode(errors="replace")
     words = [line for line in text.split("\n") if line.strip()][-LINES_KEPT:]
-    if not words:
+    if words:
+        return ["  last console lines:", *(f"  | {line[-LINE_MAX:]}" for line in words)]
+    screen = _screen(machine)
+    if not screen:
         return ["  the console said nothing"]
-    return ["  last console lines:", *(f"  | {line[-LINE_MAX:]}" for line in words)]
+    return [
+        "  the console said nothing; a screen, which there is none of, would have shown:",
+        *(f"  | {line}" for line in screen),
+    ]
+
+
+def _screen(machine: Machine) -> list[str]:
+    """What lies in a PC's text screen, as many small kernels write it: characters, each with its
+    colours (IBM VGA Technical Reference, "Alphanumeric Modes"). Nothing unless it is text."""
+    try:
+        cells = machine.memory.read(layout.VGA_TEXT, 2 * VGA_COLUMNS * VGA_ROWS)
+    except GuestMemoryError:
+        return []
+    if not set(cells[::2]) <= VGA_CHARACTERS:
+        return []
+    text = cells[::2].replace(b"\0", b" ").decode("cp437")
+    rows = [text[at : at + VGA_COLUMNS].rstrip() for at in range(0, len(text), VGA_COLUMNS)]
+    return [row for row in rows if row][-LINES_KEPT:]
 
 
 def _remedy(reason: Reason, console: bytes, by_loader: bool = False) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pykvm import report
+from pykvm import layout, report
+from pykvm.memory import GuestMemory
 from pykvm.outcome import Reason
 
 
@@ -29,9 +30,11 @@ def test_instruction_is_shown_with_its_bytes(code: str, bits: int, text: str) ->
 # ── last words, remedies ─────────────────────────────────────────────────────────────────────────
 
 
-def last_words(console: bytes) -> list[str]:
-    machine: Any = SimpleNamespace(console_log=bytearray(console))
-    return report._last_words(machine)
+def last_words(console: bytes, screen: bytes = b"") -> list[str]:
+    with GuestMemory(1 << 20) as memory:
+        memory.write(layout.VGA_TEXT, screen)
+        machine: Any = SimpleNamespace(console_log=bytearray(console), memory=memory)
+        return report._last_words(machine)
 
 
 def test_last_lines_of_the_console_are_told_without_terminal_escapes() -> None:
@@ -45,6 +48,20 @@ def test_last_lines_of_the_console_are_told_without_terminal_escapes() -> None:
 
 def test_silence_is_told_too() -> None:
     assert last_words(b"\r\n \n") == ["  the console said nothing"]
+
+
+def test_what_a_silent_guest_wrote_to_a_screen_is_told() -> None:
+    screen = bytearray(2 * 80 * 25)
+    screen[0:10:2], screen[1:11:2] = b"Hello", b"\x1f" * 5
+    screen[2 * 80 * 24 : 2 * 80 * 24 + 6 : 2] = b"\xc9, "
+    lines = last_words(b"", bytes(screen))
+    assert "the console said nothing; a screen" in lines[0]
+    assert lines[1:] == ["  | Hello", "  | ╔,"]
+    assert "Hello" not in str(last_words(b"words", bytes(screen)))
+
+
+def test_what_is_no_text_is_no_screen() -> None:
+    assert last_words(b"", b"text and \1 no text") == ["  the console said nothing"]
 
 
 @pytest.mark.parametrize(
