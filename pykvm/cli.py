@@ -16,7 +16,7 @@ from pykvm.outcome import CODE_FAILURE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +65,8 @@ def _drop_output() -> None:
 
 
 def _command(words: list[str], command: list[str]) -> int:
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     if words[:1] == ["boot"]:
         from pykvm.cli_boot import main as boot
 
@@ -97,6 +99,9 @@ def _fill_closed_streams() -> None:
 def script() -> NoReturn:
     """The `pykvm` script: as `main`, but quick to start and to end."""
     _fill_closed_streams()
+    output: Any = sys.stdout
+    if output is not None and output.encoding != "utf-8":
+        output.reconfigure(errors="replace")  # the locale has no "…" and the like
     # Loading modules makes no garbage; the collector would look for some two dozen times.
     gc.disable()
     code = main()

@@ -131,8 +131,8 @@ def _exercise(lesson: Lesson, args: Namespace) -> int:
 
 def _begin(start: Path, file: Path) -> int:
     try:
-        with file.open("x") as out:
-            out.write(start.read_text())
+        with file.open("x", encoding="utf-8") as out:
+            out.write(start.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--begin: {file}: {error.strerror}; choose another name") from None
     print(f"Change {file}, then give it to --check.")

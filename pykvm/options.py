@@ -46,8 +46,9 @@ class Arguments:
 def parse(words: Sequence[str], options: Sequence[Option], command: str = "boot") -> Any:
     """Parse `words`, those of ``pykvm COMMAND``, into `Arguments`.
 
-    Understands ``--name VALUE``, ``--name=VALUE``, ``-n VALUE`` and ``-nVALUE``. A value may start
-    with a dash; one that may be left out is "" then. Raises `ConfigError` naming the option.
+    Understands ``--name VALUE``, ``--name=VALUE``, ``-n VALUE`` and ``-nVALUE`` with a number. A
+    value may start with a dash; one that may be left out is "" then. Raises `ConfigError` naming
+    the option.
     """
     by_name = {name: option for option in options for name in option.names.split()}
     args = Arguments()
@@ -60,11 +61,14 @@ def parse(words: Sequence[str], options: Sequence[Option], command: str = "boot"
             args.operands.append(word)
             continue
         name, equals, value = word.partition("=")
-        if not word.startswith("--") and len(word) > 2:
+        if not word.startswith("--") and word[2:3].isdigit():  # -c4; but -cpu is a word of QEMU's
             name, equals, value = word[:2], "=", word[2:]
         found = by_name.get(name)
         if found is None:
-            raise ConfigError(f"{name}: there is no such option; see 'pykvm {command} --help'")
+            from pykvm.spellings import instead
+
+            remedy = instead(name, by_name) or f"see 'pykvm {command} --help'"
+            raise ConfigError(f"{name}: there is no such option; {remedy}")
         if not found.metavar:
             if equals:
                 raise ConfigError(f"{name}: takes no value")

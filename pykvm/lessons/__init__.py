@@ -30,7 +30,7 @@ class Lesson(NamedTuple):
     @property
     def text(self) -> str:
         """The page, in Markdown."""
-        return (pages_folder() / self.page).read_text()
+        return (pages_folder() / self.page).read_text(encoding="utf-8")
 
 
 LESSONS = (

@@ -36,7 +36,7 @@ class Exercise(NamedTuple):
 
     def solved(self, folder: Path) -> str:
         """The file to begin with, in `folder`, with the solution in it."""
-        text = (folder / self.start).read_text()
+        text = (folder / self.start).read_text(encoding="utf-8")
         for old, new in self.solution:
             if text.count(old) != 1:
                 raise ValueError(f"{self.start} has {old!r} {text.count(old)} times, not once")

@@ -220,7 +220,13 @@ def test_unknown_command_leaves_with_125(
     assert "COMMAND" in complaint(capsys, *words)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["boot", "--help"], ["boot", "-h"], ["--version"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--help"], ["boot", "--help"], ["boot", "-h"], ["--version"]),
+        *(["help"], ["help", "boot"], ["help", "kernel", "fetch"]),
+    ],
+)
 def test_help_is_no_mistake(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     try:
         code = main(words)
@@ -245,6 +251,16 @@ def test_output_that_nobody_reads_is_no_traceback(words: list[str]) -> None:
     os.close(writer)
     assert b"Broken pipe" not in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["boot", "--help"], ["lesson", "2", "--solution"]])
+def test_a_locale_with_few_letters_is_no_traceback(words: list[str]) -> None:
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "pykvm", *words]
+    done = subprocess.run(
+        command, env=os.environ | locale, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_script_and_the_module_are_the_same_program() -> None:

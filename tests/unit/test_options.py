@@ -10,6 +10,7 @@ from pykvm.options import Option, describe, parse
 
 OPTIONS = (
     Option("-m --memory", "SIZE", "how much", "256M"),
+    Option("--adds", "", "another"),
     Option("--add", "FILE", "one more", repeated=True),
     Option("--any-host", "", "wherever"),
 )
@@ -69,6 +70,7 @@ def test_help_tells_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     assert describe(OPTIONS) == (
         "  -m, --memory SIZE     how much\n"
+        "  --adds                another\n"
         "  --add FILE            one more\n"
         "  --any-host            wherever"
     )
@@ -88,3 +90,23 @@ def test_a_wrong_boot_command_has_code_125(
 ) -> None:
     assert main(["boot", *words]) == 125
     assert capsys.readouterr().err.startswith("pykvm: ")
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("--memry", "write --memory"),
+        ("--mem", "write --memory"),
+        ("-memory", "write --memory"),
+        ("--any_host=1", "write --any-host"),
+        ("-add", "write --add"),
+        ("-smp", "write --cpus N"),
+        ("-nographic", "leave it out: the guest's console is here"),
+        ("-qqq", "see 'pykvm boot --help'"),
+        ("--xyz", "see 'pykvm boot --help'"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_what_does(word: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        arguments(word, "1")
+    assert str(refused.value) == f"{word.partition('=')[0]}: there is no such option; {remedy}"
