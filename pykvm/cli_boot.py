@@ -21,7 +21,7 @@ from pykvm.cli_options import BOOT, BOOT_USAGE
 from pykvm.config import CMDLINE_DEFAULT, CMDLINE_VIRTIO, PATIENCE_S, MachineConfig, parse_size
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, signal
-from pykvm.options import describe, number, parse
+from pykvm.options import describe, number, parse, seconds
 
 if TYPE_CHECKING:
     from typing import Any
@@ -50,13 +50,15 @@ def main(words: list[str], command: list[str], name: str = "boot") -> int:
 
 def run(args: Any) -> int:
     """Carry out ``pykvm boot``; returns the exit code."""
-    timeout = number(args.timeout, "--timeout", float)
+    timeout = number(args.timeout, "--timeout", seconds)
     patience = PATIENCE_S if timeout is None else timeout
     if _is_followed(args):
         from pykvm.debug.follow import check
 
         check(args)
     kernel, command = args.kernel or args.image, args.command
+    if "" in (args.kernel, args.image):
+        raise ConfigError("KERNEL: its name is empty; name a file, or leave it out for the default")
     if args.kernel and args.image:
         raise ConfigError("--kernel: KERNEL is given twice; a guest's command comes after --")
     if kernel == "-":

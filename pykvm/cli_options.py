@@ -39,7 +39,7 @@ GDB = Option(
     "listen for a gdb (target remote); HOST is 127.0.0.1 unless given, port 0 a free one",
 )
 WAIT_GDB = Option("--wait-gdb", "", "run no instruction before gdb says so")
-TIMEOUT = Option("--timeout", "S", "end the guest after S seconds, with code 124")
+TIMEOUT = Option("--timeout", "S", "end the guest after S seconds (or 10m, 1h), with code 124")
 HELP = Option("-h --help", "", "this help")
 
 # ── pykvm boot, pykvm shell ──────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pykvm.cli_options import GDB, HELP, SNAPSHOT, SNAPSHOT_AT, SNAPSHOT_DISKS, TIMEOUT, WAIT_GDB
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
-from pykvm.options import Option, describe, number, parse
+from pykvm.options import Option, describe, number, parse, seconds
 
 if TYPE_CHECKING:
     from typing import Any
@@ -93,7 +93,7 @@ def run(args: Any) -> int:
     from pykvm.cli_boot import on_terminal
     from pykvm.machine import Machine
 
-    timeout = number(args.timeout, "--timeout", float)
+    timeout = number(args.timeout, "--timeout", seconds)
     asked = {
         "disks": args.disk,
         "nets": args.net,

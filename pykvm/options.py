@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
 class Option(Record):
     """One row of the table."""
 
@@ -100,6 +103,11 @@ def number(text: str | None, option: str, parse: Callable[[str], Any]) -> Any:
             f"{option}: {text!r} is not a number that fits; try {option} {example}"
         ) from None
     return value
+
+
+def seconds(text: str) -> float:
+    """``1.5``, ``10s``, ``2m``, ``1h``, ``1d``, as timeout(1) has them. Raises `ValueError`."""
+    return float(text[:-1]) * UNITS[text[-1]] if text[-1:] in UNITS else float(text)
 
 
 def describe(options: Sequence[Option]) -> str:

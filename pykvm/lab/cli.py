@@ -16,6 +16,7 @@ from pykvm.lab.client import Lab
 from pykvm.lab.machine import Spec
 from pykvm.lab.start import IDLE_S, is_kept, stop_kept
 from pykvm.layout import MIB
+from pykvm.options import seconds
 
 EPILOG = """\
 COMMAND sees this host's files and writes them below the current directory; all else it writes
@@ -114,7 +115,7 @@ def choose(args: Namespace) -> Lab:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    value = seconds(text)
     if not 0 < value < float("inf"):
         raise ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return value

@@ -202,6 +202,13 @@ def test_what_is_no_plain_file_is_refused_for_the_lab(
     os.close(reader)
 
 
+@pytest.mark.parametrize("words", [[""], ["--kernel", ""]])
+def test_a_kernel_without_a_name_is_not_the_default_one(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert "KERNEL: its name is empty" in complaint(capsys, "boot", *words)
+
+
 def test_two_kernels_are_one_too_many(capsys: pytest.CaptureFixture[str], kernel: str) -> None:
     assert "KERNEL" in complaint(capsys, "boot", "--kernel", kernel, kernel)
     assert "KERNEL" in complaint(capsys, "boot", kernel, kernel)

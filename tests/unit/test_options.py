@@ -6,7 +6,7 @@ import pytest
 
 from pykvm.cli import main
 from pykvm.errors import ConfigError
-from pykvm.options import Option, describe, parse
+from pykvm.options import Option, describe, number, parse, seconds
 
 OPTIONS = (
     Option("-m --memory", "SIZE", "how much", "256M"),
@@ -90,6 +90,19 @@ def test_a_wrong_boot_command_has_code_125(
 ) -> None:
     assert main(["boot", *words]) == 125
     assert capsys.readouterr().err.startswith("pykvm: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1.5", 1.5), ("10s", 10), ("2m", 120), ("1e3h", 36e5)]
+)
+def test_a_time_may_have_a_unit(text: str, value: float) -> None:
+    assert number(text, "--timeout", seconds) == value
+
+
+@pytest.mark.parametrize("text", ["", "s", "1x", "-1s", "nand", "infd", "1 m m"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--timeout: .* try --timeout 60"):
+        number(text, "--timeout", seconds)
 
 
 @pytest.mark.parametrize(

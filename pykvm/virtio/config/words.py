@@ -35,7 +35,8 @@ def split(
             found[word] = True
             continue
         if not equals or name not in values:
-            raise ConfigError(f"{option}: {word!r} is unknown; write {usage}")
+            comma = "" if equals else " (a comma that belongs to a name is written twice)"
+            raise ConfigError(f"{option}: {word!r} is unknown{comma}; write {usage}")
         try:
             found[name] = values[name](value)
         except ValueError:

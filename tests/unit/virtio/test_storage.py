@@ -76,6 +76,12 @@ def test_two_at_one_place_are_refused(disk: str) -> None:
         parse_storage([], ["/a,tag=x", "/b,tag=x"], None)
 
 
+def test_a_comma_in_a_name_is_written_twice_and_that_is_said() -> None:
+    assert parse_storage(["a,,b.img"], [], None).disks[0].path == "a,b.img"
+    with pytest.raises(ConfigError, match=r"'b\.img' is unknown \(a comma .* is written twice\)"):
+        parse_storage(["a,b.img"], [], None)
+
+
 @pytest.mark.parametrize(
     ("cmdline", "first"),
     [
