@@ -7,7 +7,6 @@ are, `machine` for everything after.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -18,17 +17,16 @@ from pykvm.boot.files import open_image
 from pykvm.cli import complain
 from pykvm.cli_devices import initrds_of, nets_of, ports_of, storage_of, vsock_of
 from pykvm.cli_options import BOOT, BOOT_USAGE
+from pykvm.cli_terminal import on_terminal
 from pykvm.config import CMDLINE_DEFAULT, CMDLINE_VIRTIO, PATIENCE_S, MachineConfig, parse_size
 from pykvm.errors import ConfigError
-from pykvm.lean import TYPE_CHECKING, signal
+from pykvm.lean import TYPE_CHECKING
 from pykvm.options import describe, number, parse, seconds
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from pykvm.debug.follow import Follower
     from pykvm.machine import Machine
-    from pykvm.outcome import Outcome
     from pykvm.virtio.config.storage import Storage
 
 
@@ -146,71 +144,6 @@ def _tell_of_silence(where: str) -> None:
 
 def _is_followed(args: Any) -> bool:
     return (args.trace, args.stats, args.plot) != (None, None, None)
-
-
-def on_terminal(
-    machine: Machine, args: Any, timeout: float | None, follower: Follower | None = None
-) -> int:
-    """Run a machine on the terminal: notes before, report after. Returns the exit code."""
-    from pykvm.console import open_console
-
-    with machine:
-        gc.enable()  # see `cli.script`
-        for note in machine.entry.notes:
-            complain(f"pykvm: {note}")
-        if args.snapshot or args.snapshot_at or args.diff or args.snapshot_disks:
-            from pykvm.snapshot.trigger import arm
-
-            where = (args.snapshot, args.snapshot_at, args.diff)
-            arm(machine, *where, disks=args.snapshot_disks)
-        if machine.debugger:
-            waiting = "; the guest waits for it" if machine.config.wait_gdb else ""
-            print(
-                f"pykvm: gdb: target remote {machine.debugger.where}{waiting}",
-                file=sys.stderr,
-                flush=True,
-            )
-        console = open_console(args.serial)
-        try:
-            _catch_signals(machine)
-            outcome = machine.run(timeout, console, follower.tracer if follower else None)
-        finally:
-            signal.signal(signal.SIGWINCH, signal.SIG_DFL)
-            console.close()
-    if follower is not None:
-        follower.report()
-    _tell(outcome)
-    return outcome.code
-
-
-def _tell(outcome: Outcome) -> None:
-    report = outcome.report
-    if outcome.code and not report:
-        from pykvm.health import UNPACKING_FAILED, kernel_says
-
-        if kernel_says(outcome.console, UNPACKING_FAILED):
-            report = (
-                "the guest's kernel could not unpack all of the initrd, and went on: if a file is "
-                "missing there, give it more with --memory"
-            )
-    if report:
-        if outcome.console and not outcome.console.endswith(b"\n"):
-            complain("")
-        complain(f"pykvm: {report}")
-
-
-def _catch_signals(machine: Machine) -> None:
-    """SIGINT, SIGTERM, SIGHUP: end the machine in order, with the code a shell would show."""
-    from pykvm.outcome import Reason
-
-    def end(received: int, _frame: object) -> None:
-        machine.stop(Reason.SIGNAL, 128 + received)
-
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(each) != signal.SIG_IGN:  # nohup
-            signal.signal(each, end)
-    if machine.hvc:  # the terminal has another size: the watcher looks at that when it is woken
-        signal.signal(signal.SIGWINCH, lambda *_: machine.requests.wake())
 
 
 # ── options ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,11 +1,12 @@
 """``pykvm restore``: a snapshot goes on, on the terminal.
 
-Reached from `cli`. Read `snapshot.load` for what is checked, `cli_boot` for what is the same.
+Reached from `cli`. Read `snapshot.load` for what is checked, `cli_terminal` for the rest.
 """
 
 from __future__ import annotations
 
 from pykvm.cli_options import GDB, HELP, SNAPSHOT, SNAPSHOT_AT, SNAPSHOT_DISKS, TIMEOUT, WAIT_GDB
+from pykvm.cli_terminal import on_terminal
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
 from pykvm.options import Option, describe, number, parse, seconds
@@ -90,7 +91,6 @@ def main(words: list[str], command: list[str]) -> int:
 
 def run(args: Any) -> int:
     """Carry out ``pykvm restore``; returns the exit code."""
-    from pykvm.cli_boot import on_terminal
     from pykvm.machine import Machine
 
     timeout = number(args.timeout, "--timeout", seconds)

@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
-from pykvm import acpi, board, boot, cpuid, layout, moments, x86
+from pykvm import board, layout, moments, x86
 from pykvm._core import lib
 from pykvm.boot.entry import BootSpec, CpuMode, Entry
-from pykvm.boot.files import open_image, read_initrds, read_modules
 from pykvm.bus import Bus
 from pykvm.config import MachineConfig
 from pykvm.console import Console
@@ -140,6 +139,9 @@ class Machine:
     # ── the boot, in order ───────────────────────────────────────────────────────────────────
 
     def _boot(self) -> None:
+        from pykvm import acpi, boot, cpuid  # what no restored machine needs
+        from pykvm.boot.files import open_image, read_initrds, read_modules
+
         config = self.config
         cpuid.parse_model(config.cpu)  # before anything is made: it may be wrong
         image = open_image(config.kernel, config.patience)
@@ -208,6 +210,8 @@ class Machine:
 
     def _cpuid(self) -> Iterator[bytes]:
         """What CPUID tells the guest, one table for each vCPU."""
+        from pykvm import cpuid
+
         supported, config = self.kvm.supported_cpuid(), self.config
         tsc_deadline = bool(self.kvm.check_extension(lib.KVM_CAP_TSC_DEADLINE_TIMER))
         for index in range(config.cpus):

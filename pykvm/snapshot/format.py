@@ -15,11 +15,10 @@ base was taken, which the head names. A pykvm that knows only version 1 must not
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import zlib
 
+from pykvm import leanjson
 from pykvm.boot.entry import CpuMode, Entry
 from pykvm.config import MachineConfig
 from pykvm.errors import ConfigError
@@ -54,8 +53,7 @@ NOT_SAVED: Final = ("kernel", "initrd", "modules", "cmdline", "patience")
 def checksum(head: dict[str, Any]) -> str:
     """Of all the head's fields but `checksum`, in the shortest JSON with sorted names."""
     fields = {name: value for name, value in head.items() if name != "checksum"}
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return f"{zlib.crc32(text.encode()):08x}"
+    return f"{zlib.crc32(leanjson.dumps(fields).encode()):08x}"
 
 
 def complete_head(head: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +65,8 @@ def complete_head(head: dict[str, Any]) -> dict[str, Any]:
 
 def encode_head(head: dict[str, Any]) -> bytes:
     """A complete head as a file; one field a line, for people who look."""
+    import json
+
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in head.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
@@ -74,7 +74,7 @@ def encode_head(head: dict[str, Any]) -> bytes:
 def decode_head(data: bytes, folder: str) -> dict[str, Any]:
     """The head's fields. Raises `ConfigError` when it is damaged or of another version."""
     try:
-        head = json.loads(data)
+        head = leanjson.loads(data)
         if not isinstance(head, dict):
             raise ValueError
     except (ValueError, RecursionError):
@@ -168,8 +168,8 @@ def decode_config(value: Any) -> Any:
         return bytes.fromhex(value["text"])
     module, _, name = value["a"].rpartition(".")
     if module == ADDRESSES and name in ("IPv4Interface", "IPv4Address"):
-        return getattr(importlib.import_module(ADDRESSES), name)(value["text"])
-    kind = getattr(importlib.import_module(module), name) if module.startswith("pykvm.") else None
+        return getattr(_module(module), name)(value["text"])
+    kind = getattr(_module(module), name) if module.startswith("pykvm.") else None
     if not (isinstance(kind, type) and issubclass(kind, tuple)):
         raise ValueError(f"{value['a']} is no configuration")
     fields = {name: decode_config(field) for name, field in value.items() if name != "a"}
@@ -179,6 +179,10 @@ def decode_config(value: Any) -> Any:
         fields["kernel"] = b""
         fields["mode"] = CpuMode(fields["mode"]) if fields["mode"] else None
     return kind(**fields)
+
+
+def _module(name: str) -> Any:
+    return __import__(name, fromlist=["itself, not the package"])  # importlib is slow to import
 
 
 def encode_entry(entry: Entry) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.cli import main
-from pykvm.cli_boot import _tell
+from pykvm.cli_terminal import _tell
 from pykvm.config import CMDLINE_DEFAULT, MachineConfig
 from pykvm.outcome import Outcome, Reason, Stats
 
