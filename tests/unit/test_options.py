@@ -101,7 +101,7 @@ def test_a_time_may_have_a_unit(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "s", "1x", "-1s", "nand", "infd", "1 m m"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--timeout: .* try --timeout 60"):
+    with pytest.raises(ConfigError, match=r"--timeout: .* try --timeout 60"):
         number(text, "--timeout", seconds)
 
 
