@@ -6,15 +6,19 @@ at any time; read `boot/kernels.py` beside it for what is kept.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager
 
-from pykvm.errors import HostError
+from pykvm.errors import HostError, PykvmError
 from pykvm.lean import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+    from typing import Final
+
+UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def cache_name() -> str:
@@ -88,12 +92,13 @@ def locked(name: str, note: Callable[[str], None] | None = None) -> Iterator[Pat
     """Make the directory `name` in the cache; hold it against other processes that lock it too.
 
     Waits while another has it, after telling `note` so. The lock goes with its holder, however
-    that ends: there is no stale one to clean up.
+    that ends: there is no stale one to clean up. Raises `HostError` as `writing` does.
     """
     import fcntl
 
     directory = cache_dir() / name
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing():
+        directory.mkdir(parents=True, exist_ok=True)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -102,6 +107,21 @@ def locked(name: str, note: Callable[[str], None] | None = None) -> Iterator[Pat
             if note:
                 note(f"waiting for another pykvm that is working in {directory}")
             fcntl.flock(fd, fcntl.LOCK_EX)
-        yield directory
+        with writing():
+            yield directory
     finally:
         os.close(fd)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """For the time of it, a cache that is full or read-only is a `HostError`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PykvmError) or error.errno not in UNWRITABLE:
+            raise
+        raise HostError(
+            f"cannot write to the cache directory {cache_name()}: {error.strerror}; make room "
+            "there, or set XDG_CACHE_HOME to another directory"
+        ) from error

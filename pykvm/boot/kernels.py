@@ -153,7 +153,8 @@ def fetch(
             return _newest(pattern, cached, apt, progress, note)
 
         try:
-            return with_lists(newest, note, update=update)
+            with cache.writing():
+                return with_lists(newest, note, update=update)
         except HostError as error:
             if not cached:
                 raise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pykvm import cache
-from pykvm.errors import HostError
+from pykvm.errors import HostError, KvmError
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +89,19 @@ def test_a_lock_goes_with_its_holder() -> None:
         raise KeyError
     with cache.locked("kernels") as directory:
         assert directory == cache.cache_dir() / "kernels"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_cache_without_room_is_named(number: int) -> None:
+    with (
+        pytest.raises(HostError, match=r"cannot write to .*; make room"),
+        cache.locked("kernels"),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+def test_an_error_that_is_not_about_room_stays_itself() -> None:
+    with pytest.raises(FileNotFoundError), cache.locked("kernels"):
+        raise FileNotFoundError(errno.ENOENT, "none")
+    with pytest.raises(KvmError), cache.locked("kernels"):
+        raise KvmError("KVM_CREATE_VM", errno.ENOSPC)
