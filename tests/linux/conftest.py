@@ -20,7 +20,6 @@ from pykvm.boot.kernels import fetch
 from pykvm.errors import ConfigError, HostError
 from pykvm.lab import Lab, stop_kept
 from pykvm.lab.client import LabEndedError
-from pykvm.lab.start import IDLE_S
 from pykvm.outcome import CODE_GUEST_CRASH, CODE_TIMEOUT
 
 RunInLab = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -29,7 +28,7 @@ Boot = Callable[..., "subprocess.CompletedProcess[bytes]"]
 BOOT_S = 180  # a boot takes some ten seconds; on a busy host many times that
 LIMIT_S = BOOT_S + 60  # for pykvm to start, to end and to report, too
 TEST_S = 600  # an emulated machine on a busy host is slow; the first test also fetches kernels
-XDIST_IDLE_S = 60.0  # no worker knows whether it is the last one: the lab ends by itself
+IDLE_S = 60.0  # after the run's last process, however that ended: the lab ends by itself
 
 
 @pytest.fixture(scope="session")
@@ -39,15 +38,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(base.parent if xdist else base))
-        lab = Lab(keep=True, idle_s=XDIST_IDLE_S if xdist else IDLE_S)
+        lab = Lab(keep=True, idle_s=IDLE_S)
         try:
             lab.start()
         except HostError as error:
             if os.environ.get("CI") == "true":
                 raise
             pytest.skip(f"no lab: {error}")
-        yield lab
-        if not xdist:
+        with lab.connect():  # it has a user as long as this process is there
+            yield lab
+        if not xdist:  # no worker knows whether it is the last one
             stop_kept()
 
 

@@ -159,6 +159,18 @@ def test_kept_lab_ends_when_nobody_uses_it(tmp_path: Path) -> None:
     lab.ends()
 
 
+def test_kept_lab_stays_while_somebody_is_connected(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, idle_s=0, begin=False)
+    client = lab.kept_client()
+    lab.machine.sends(Kind.READY)
+    lab.thread.start()
+    assert kinds(client) == [Kind.READY]
+    client.send(Kind.EXEC)
+    lab.machine.gets(Kind.EXEC)
+    client.socket.close()
+    lab.ends()
+
+
 def test_kept_lab_ends_when_told_to(tmp_path: Path) -> None:
     lab = Lab(tmp_path, idle_s=1000)
     lab.machine.sends(Kind.READY)
