@@ -25,6 +25,7 @@ from pykvm.snapshot import chain, pages
 from pykvm.snapshot.layers import Stack, differing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from typing import Final
 
     from pykvm.machine import Machine
@@ -119,8 +120,8 @@ def note(machine: Machine, id: str) -> None:
     lineage[id] = Ancestor("", memory.epoch, ranges)
 
 
-def has_changed(machine: Machine, before: Template) -> bool:
-    """Whether the memory is other than the template's. The bytes are compared: a device that rests
+def changed(machine: Machine, before: Template) -> Iterator[Region]:
+    """Where the memory is other than the template's. The bytes are compared: a device that rests
     and goes on writes to its rings what is there already. The generation id does not count: who
     goes on from here gets one of its own."""
     stack = Stack(before.fd, machine.memory.size, before.layers)  # whose files stay the template's
@@ -128,5 +129,17 @@ def has_changed(machine: Machine, before: Template) -> bool:
     for offset, data in differing(machine.memory, stack, machine.memory.changes()):
         beneath = stack.read(offset, len(data))
         if (offset, len(data)) != (place, pages.PAGE) or data[ID_SIZE:] != beneath[ID_SIZE:]:
-            return True
-    return False
+            yield Region(offset, len(data))
+
+
+def has_changed(machine: Machine, before: Template) -> bool:
+    """Whether there is any such place."""
+    return any(changed(machine, before))
+
+
+def note_layer(machine: Machine, ranges: Sequence[Region]) -> None:
+    """What lies beneath the machine's memory has just become another, in `ranges` alone."""
+    for id, old in machine.lineage.items():
+        if old.epoch == machine.memory.epoch - 1 and old.ranges is not None:
+            both = list(pages.joined([*old.ranges, *ranges]))
+            machine.lineage[id] = old._replace(epoch=machine.memory.epoch, ranges=both)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MAPPED: Final = 256  # ranges with a mapping of their own, in one machine
 LARGE: Final = 16 * PAGE  # from here on they are worth it
+ADDED: Final = 64  # ranges that a fork's layer has at most
+BLOCKS: Final = (LARGE, 4 * LARGE, 16 * LARGE)  # what its ranges are made of
 
 
 class Layer:
@@ -100,6 +102,18 @@ class Placing:
         for entry in ranges:
             table = self.mapped if entry in mapped else self.copied
             table[entry.layer].append(Region(entry.offset, entry.size))
+
+
+def blocks_of(ranges: Iterable[Region], size: int) -> list[Region] | None:
+    """Few enough ranges, each worth a mapping, that have all of `ranges` of a memory of `size`
+    bytes. None: there are none."""
+    ranges = list(ranges)
+    for block in BLOCKS:
+        whole = [Region(at // block * block, -(-(at + n) // block) * block) for at, n in ranges]
+        found = list(joined(Region(at, min(end, size) - at) for at, end in whole))
+        if len(found) <= ADDED:
+            return found
+    return None
 
 
 class Stack:

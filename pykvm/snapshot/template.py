@@ -7,17 +7,17 @@ for a guest of gigabytes. Read `capture` for the parts.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import threading
 
 from pykvm.lean import TYPE_CHECKING
 from pykvm.memory import GuestMemory
-from pykvm.snapshot import capture, overlays, pages
-from pykvm.snapshot.diff import has_changed, inherited
+from pykvm.snapshot import capture, overlays
+from pykvm.snapshot.diff import has_changed, inherited, note_layer
 from pykvm.snapshot.host import check_cpuid
 from pykvm.snapshot.layers import Layer, Placing, close_files
+from pykvm.snapshot.memoryfiles import memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from pykvm.snapshot.vcpu import VcpuFormat
 
 IDENTITIES: Final = ("new", "keep")  # MACs and CID of a copy, where the user gave none
-SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class Template:
@@ -64,6 +63,7 @@ class Template:
         self.clock = "stay"
         self.identity = "new"  # one of IDENTITIES
         self.prefault = False
+        self.grown = 0  # how many of the layers were added by forks
         self.lazy: Source | None = None  # what `fd` has is read piece by piece
         self.foreign = False  # from disk: it may be of another host
         self._settings: Calls | None = None  # see `settings`
@@ -107,6 +107,13 @@ class Template:
         """Copy what is not mapped of the layers into memory that is otherwise as it was."""
         for layer, ranges in zip(self.layers, self._placing.copied, strict=True):
             memory.lay(layer.fd, ranges, copied=True)
+
+    def put_under(self, memory: GuestMemory) -> None:
+        """Map what is mapped of the layers beneath memory that has the same bytes."""
+        memory.laid.clear()
+        for layer, ranges in zip(self.layers, self._placing.mapped, strict=True):
+            memory.lay(layer.fd, ranges)
+        memory.epoch += 1
 
     @functools.cached_property
     def _placing(self) -> Placing:
@@ -166,6 +173,7 @@ class Template:
         same.placed = self.placed
         same.lineage = self.lineage
         same.lazy = self.lazy.copy() if self.lazy else None
+        same.grown = self.grown
         return same
 
     def close(self) -> None:
@@ -202,8 +210,8 @@ def template_of(machine: Machine) -> Template:
     """The template of a machine as it is now; the machine owns it. Any thread but a vCPU's.
 
     The first costs no copy: what was the memory becomes the template's, and the machine goes on
-    with a private copy. A later one copies the memory, unless nothing in it has changed; when
-    nothing at all has, it is the last one.
+    with a private copy. A later one copies what has changed, or all of the memory if that is in too
+    many places; when nothing at all has, it is the last one.
     """
     # What has no thread of its own is at rest while no vCPU runs, and need not be called to it.
     rests = machine.parking.is_empty() and not machine.virtio
@@ -233,7 +241,7 @@ def _take(machine: Machine) -> Template:
     """Take a template of a machine at rest."""
     parts, written = overlays.capture_all(machine)  # first: it may refuse
     try:
-        fd, layers, lazy = _current_memory(machine)
+        files = memory_of(machine)
     except BaseException:
         overlays.close(written)
         raise
@@ -241,13 +249,16 @@ def _take(machine: Machine) -> Template:
         machine.config,
         machine.entry,
         parts,
-        fd,
+        files.fd,
         generation=machine.generation,
-        layers=layers,
+        layers=files.layers,
     )
     template.overlays = written
-    template.lazy = lazy
+    template.lazy, template.grown = files.lazy, files.grown
     template.placed = machine.memory.placed
+    if files.added:
+        template.put_under(machine.memory)
+        note_layer(machine, files.added)
     template.lineage = inherited(machine)
     template.vcpu_format = machine.vcpu_format
     if machine.template is not None:
@@ -255,25 +266,3 @@ def _take(machine: Machine) -> Template:
     machine.template = template
     machine.captured_at = machine.changes
     return template
-
-
-def _current_memory(machine: Machine) -> tuple[int, list[Layer], Source | None]:
-    """A file that holds the machine's memory and that nobody writes, under layers; and what reads
-    it, if the machine is loaded lazily."""
-    memory = machine.memory
-    if not memory.is_private:
-        return memory.freeze(), [], None
-    before = machine.template
-    if before is not None and not has_changed(machine, before):
-        same = before.copy()
-        return same.fd, same.layers, same.lazy
-    fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.truncate(fd, memory.size)
-        pages.copy(memory, fd)
-        memory.rebase(fd)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, [], None
