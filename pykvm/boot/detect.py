@@ -157,8 +157,14 @@ def _description(image: memoryview) -> str:
             return f"this is {what}"
     if multiboot.is_multiboot2(image):
         return "multiboot 2 only; pykvm boots multiboot 1 (magic 0x1badb002)"
-    if len(image) == 512 and bytes(image[510:]) == b"\x55\xaa":
-        return "a boot sector; enter it as a PC would: --mode real"
+    if bytes(image[510:512]) == b"\x55\xaa":
+        if len(image) == 512:
+            return "a boot sector; enter it as a PC would: --mode real"
+        if len(image) % 512 == 0:
+            return (
+                "this looks like a disk image, not a kernel; pass the kernel it would boot, and "
+                "the image by --root FILE,partition=1, say"
+            )
     if _is_firmware(image):
         return (
             f"this looks like a PC's firmware (BIOS, UEFI); pykvm boots kernels without; {GO_FLAT}"

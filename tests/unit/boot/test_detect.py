@@ -61,6 +61,7 @@ def test_a_compressed_elf_is_unpacked_first(compress: type[bytes]) -> None:
         (b"", "the file is empty"),
         (b"\xf4", "1 bytes without a known magic; .*--mode real"),
         (bytes(510) + b"\x55\xaa", "a boot sector; .* --mode real"),
+        (bytes(510) + b"\x55\xaa" + bytes(512), "a disk image, .* --root FILE,partition=1"),
         (b"\xf4" * 4096, "no known magic: .*--mode real"),
         (b"#!/bin/sh\n" * 100, "this is a script"),
         (b"just some words\n" * 100, "a text file"),
