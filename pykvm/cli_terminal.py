@@ -14,6 +14,7 @@ from pykvm.lean import TYPE_CHECKING, signal
 if TYPE_CHECKING:
     from typing import Any
 
+    from pykvm.console import Console
     from pykvm.debug.follow import Follower
     from pykvm.machine import Machine
     from pykvm.outcome import Outcome
@@ -43,10 +44,11 @@ def on_terminal(
             )
         console = open_console(args.serial)
         try:
-            _catch_signals(machine)
+            _catch_signals(machine, console)
             outcome = machine.run(timeout, console, follower.tracer if follower else None)
         finally:
-            signal.signal(signal.SIGWINCH, signal.SIG_DFL)
+            for each in (signal.SIGWINCH, signal.SIGCONT):
+                signal.signal(each, signal.SIG_DFL)
             console.close()
     if follower is not None:
         follower.report()
@@ -70,13 +72,19 @@ def _tell(outcome: Outcome) -> None:
         complain(f"pykvm: {report}")
 
 
-def _catch_signals(machine: Machine) -> None:
-    """SIGINT, SIGTERM, SIGHUP: end the machine in order, with the code a shell would show."""
+def _catch_signals(machine: Machine, console: Console) -> None:
+    """SIGINT, SIGTERM, SIGHUP: end the machine in order, with the code a shell would show. SIGCONT,
+    a shell's fg: take the terminal again."""
     from pykvm.outcome import Reason
 
     def end(received: int, _frame: object) -> None:
         machine.stop(Reason.SIGNAL, 128 + received)
 
+    def go_on(_received: int, _frame: object) -> None:
+        console.resume()
+        machine.requests.wake()  # the watcher asks the console what to look at
+
+    signal.signal(signal.SIGCONT, go_on)
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(each) != signal.SIG_IGN:  # nohup
             signal.signal(each, end)

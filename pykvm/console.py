@@ -41,6 +41,9 @@ class Console:
         """Columns and rows of the terminal that this is; zeros where there is none."""
         return (0, 0)
 
+    def resume(self) -> None:
+        """The process was stopped, or in the background, and goes on."""
+
     def close(self) -> None:
         """Give back what was opened; restore what was changed. Safe to call twice."""
 

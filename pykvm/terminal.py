@@ -38,6 +38,7 @@ class Terminal(Console):
         self._commands = ""
         self._saved: Any = None  # termios attributes
         self._stdin: int | None = None
+        self._terminal: int | None = None  # standard input, when it is one and until it hangs up
         try:
             fd = sys.__stdin__.fileno() if sys.__stdin__ else -1
             os.fstat(fd)
@@ -45,23 +46,32 @@ class Terminal(Console):
             return  # started without standard input: output only
         if not os.isatty(fd):
             self._stdin = fd
-        elif _in_foreground(fd):
-            self._stdin = fd
-            self._make_raw(fd)
+        else:
+            self._terminal = fd
+            self.resume()
+
+    def resume(self) -> None:
+        """Take the terminal if it is ours to change now, whatever its modes are: a shell's."""
+        if self._open and self._terminal is not None and _in_foreground(self._terminal):
+            self._stdin = self._terminal
+            self._make_raw(self._terminal)
 
     def _make_raw(self, fd: int) -> None:
         import atexit
         import termios
 
-        self._saved = termios.tcgetattr(fd)
+        if self._saved is None:
+            self._saved = termios.tcgetattr(fd)
+            atexit.register(self.close)
         mode = termios.tcgetattr(fd)
         # Every key goes to the guest. OPOST stays: a guest that sends a bare LF is still readable.
         mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
         mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
         termios.tcsetattr(fd, termios.TCSANOW, mode)
-        atexit.register(self.close)
 
     def input_fds(self) -> list[int]:
+        if self._stdin is None:
+            self.resume()  # a shell's fg says nothing to a process that runs
         return [self._stdin] if self._stdin is not None else []
 
     def read(self, fd: int) -> bytes:
@@ -72,7 +82,7 @@ class Terminal(Console):
         except OSError:
             data = b""  # the terminal hung up
         if not data:
-            self._stdin = None
+            self._stdin = self._terminal = None
         return self._without_commands(data) if self._saved else data
 
     def _without_commands(self, data: bytes) -> bytes:
@@ -127,7 +137,8 @@ class Terminal(Console):
         return size.columns, size.lines
 
     def close(self) -> None:
-        if self._saved is not None and self._open:
+        # In the background the terminal has the shell's modes, and to set others would stop us.
+        if self._saved is not None and self._open and _in_foreground(0):
             import termios
 
             with contextlib.suppress(termios.error):  # it hung up

@@ -177,6 +177,45 @@ def test_terminal_is_left_alone_from_the_background() -> None:
         user.leave()
 
 
+# A shell's "&" and, when a line was typed, its "fg".
+BROUGHT_BACK = """
+import os, signal
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    from pykvm.terminal import Terminal
+    terminal, woken = Terminal(), os.pipe()
+    signal.signal(signal.SIGCONT, lambda *_: (terminal.resume(), os.write(woken[1], b".")))
+    print("background", terminal.input_fds(), flush=True)
+    os.read(woken[0], 1)
+    print("foreground", terminal.input_fds(), flush=True)
+    while b"!" not in (data := terminal.read(0)):
+        print(data, flush=True)
+    terminal.close()
+    os._exit(0)
+os.read(0, 100)
+os.tcsetpgrp(0, child)
+os.kill(child, signal.SIGCONT)
+os.waitpid(child, 0)
+"""
+
+
+def test_terminal_is_taken_when_a_shell_brings_the_process_back() -> None:
+    user = User(BROUGHT_BACK)
+    try:
+        user.sees("background []")
+        user.type(b"fg\n")
+        user.sees("foreground [0]")
+        assert user.attributes()[3] & ECHO_AND_LINES == 0
+        user.type(b"\x03")
+        user.sees(r"b'\x03'")
+        user.type(b"!")
+        assert user.process.wait(60) == 0
+        assert user.attributes() == user.before
+    finally:
+        user.leave()
+
+
 # ── no terminal ──────────────────────────────────────────────────────────────────────────────────
 
 
