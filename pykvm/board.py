@@ -14,7 +14,7 @@ from pykvm.devices.cmos import Cmos
 from pykvm.devices.debugexit import DebugExit, ExitCode
 from pykvm.devices.fwcfg import FwCfg
 from pykvm.devices.i8042 import I8042
-from pykvm.devices.pciconfig import ConfigPorts, EmptyBus
+from pykvm.devices.pciconfig import EmptyBus
 from pykvm.devices.pm import GPE_NEW_ID, PowerManagement
 from pykvm.devices.post import Post
 from pykvm.devices.pvpanic import PanicEvent, PvPanic
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pykvm.machine import Machine
+    from pykvm.pci import PciBus
 
 
 def add_fixed(machine: Machine, resources: ExitStack) -> None:
@@ -91,12 +92,17 @@ def add_virtio(machine: Machine, resources: ExitStack) -> dict[str, Any]:
     """The virtio devices asked for, and a PCI bus if they are on one; returns where they are, as
     `acpi.place` wants it."""
     reset = ResetControl(lambda: machine.stop(Reason.REBOOT))
+    bus: EmptyBus | PciBus = EmptyBus(reset)
+    if machine.config.has_virtio and machine.config.transport == "pci":
+        from pykvm.pci import PciBus
+
+        bus = machine.pci = PciBus(reset)
+    machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, bus.ports)
     if not machine.config.has_virtio:
-        machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, ConfigPorts(EmptyBus(), reset))
         return {}
     from pykvm.virtio.attach import attach
 
-    return attach(machine, machine.c_bus, resources, reset)
+    return attach(machine, machine.c_bus, resources)
 
 
 def add_bios(machine: Machine) -> None:

@@ -1,6 +1,6 @@
 """A PCI bus: configuration space, the ways to reach it, and the window that BARs lie in.
 
-Reached from `virtio.attach`, when devices are to be found by PCI; else there is an `EmptyBus`.
+Reached from `board`, when devices are to be found by PCI; else there is an `EmptyBus`.
 The registers of a function's own are its subclass's affair (`virtio.pci`). Source: PCI Local Bus
 Specification 3.0, §6 Configuration Space. The ports are in devices/pciconfig.py.
 """

@@ -80,7 +80,8 @@ class ConfigPorts(Device):
 
 
 class EmptyBus:
-    """Bus 0 with a host bridge and nothing else: the bus of a machine without PCI devices.
+    """Bus 0 with a host bridge and nothing else: the bus of a machine without PCI devices. Put
+    `ports` on the port bus.
 
     ACPI names no such bus, so that nobody looks for devices on it. Without the bridge Linux would
     say "PCI: Fatal: No config space access function found".
@@ -92,8 +93,9 @@ class EmptyBus:
         0x2C: BRIDGE_VENDOR,  # of the subsystem, which has no number
     }
 
-    def __init__(self) -> None:
+    def __init__(self, reset_control: Device) -> None:
         self.lock = threading.RLock()
+        self.ports = ConfigPorts(self, reset_control)
 
     def read_config(self, address: int, size: int) -> int:
         """As `PciBus.read_config`."""

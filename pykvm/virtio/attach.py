@@ -7,10 +7,8 @@ is; where devices sit and which GSI they have is in `layout`.
 from __future__ import annotations
 
 from pykvm import layout
-from pykvm.devices.pciconfig import ConfigPorts, EmptyBus
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
-from pykvm.pci import PciBus
 from pykvm.virtio.blk import Blk
 from pykvm.virtio.rng import Rng
 
@@ -19,8 +17,8 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from typing import Any
 
-    from pykvm.devices.base import Device
     from pykvm.machine import Machine
+    from pykvm.pci import PciBus
     from pykvm.virtio.device import VirtioDevice
 
 MmioPlace = tuple[int, int, int]  # gpa, size, GSI: what acpi.place() wants to know,
@@ -82,18 +80,12 @@ def _identity(machine: Machine) -> bytes | None:
     return machine.generation_id.value if machine.generation else b""
 
 
-def attach(
-    machine: Machine, c_bus: Any, resources: ExitStack, reset_control: Device
-) -> dict[str, Any]:
-    """Add the devices asked for; `resources` close them with the machine.
-
-    `reset_control` gets port 0xCF9, in the middle of PCI's. Returns what `acpi.place` is told.
-    """
-    if machine.config.transport == "mmio":
-        machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, ConfigPorts(EmptyBus(), reset_control))
+def attach(machine: Machine, c_bus: Any, resources: ExitStack) -> dict[str, Any]:
+    """Add the devices asked for, to the PCI bus if there is one; `resources` close them with the
+    machine. Returns what `acpi.place` is told."""
+    bus = machine.pci
+    if bus is None:
         return {"virtio_mmio": _attach_mmio(machine, c_bus, resources)}
-    bus = machine.pci = PciBus(reset_control)
-    machine.pio_bus.add(layout.PORT_PCI_CONFIG, 8, bus.ports)
     machine.mmio_bus.add(layout.PCI_ECAM, layout.PCI_ECAM_SIZE, bus.ecam)
     machine.mmio_bus.add(layout.PCI_MMIO, layout.PCI_MMIO_SIZE, bus.window)
     return {"pci": _attach_pci(machine, resources, bus)}

@@ -13,7 +13,7 @@ HOST_BRIDGE = 0x0600
 
 @pytest.fixture
 def ports() -> ConfigPorts:
-    return ConfigPorts(EmptyBus(), ResetControl(lambda: None))
+    return EmptyBus(ResetControl(lambda: None)).ports
 
 
 def config(ports: ConfigPorts, slot: int, register: int, size: int, function: int = 0) -> int:
@@ -56,7 +56,7 @@ def test_writes_to_the_bridge_change_nothing(ports: ConfigPorts) -> None:
 
 def test_the_address_is_part_of_the_state(ports: ConfigPorts) -> None:
     ports.write(0, 4, 0x8000_0008)
-    other = ConfigPorts(EmptyBus(), ResetControl(lambda: None))
+    other = EmptyBus(ResetControl(lambda: None)).ports
     other.restore(ports.state())
     assert other.read(0, 4) == 0x8000_0008
 
