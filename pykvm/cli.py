@@ -92,6 +92,8 @@ def _fill_closed_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:  # a prompt asks it
+        sys.stdin = open(0)  # noqa: SIM115
     if sys.stderr is None:  # print() would take standard output for it
         sys.stderr = open(2, "w")  # noqa: SIM115
 

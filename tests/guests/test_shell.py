@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,3 +119,22 @@ def test_ctrl_d_leaves_and_nothing_is_left(shells: list[Shell], tmp_path: Path) 
     shells.append(shell)
     assert shell.leave() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["guest"]
+
+
+@pytest.mark.parametrize("kind", ["ipython", "python"])
+def test_without_a_standard_input_there_is_nothing_to_do(tmp_path: Path, kind: str) -> None:
+    guest = tmp_path / "guest"
+    guest.write_bytes(bytes.fromhex(SPIN))
+    hide = "sys.modules['IPython'] = None; " if kind == "python" else ""
+    start = f"import sys; {hide}from pykvm.cli import script; script()"
+    words = [sys.executable, "-c", start, "shell", str(guest), "--mode", "long", "-m", "16M"]
+    environment = os.environ | {"IPYTHONDIR": str(tmp_path / "ip")}
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", *words],
+        env=environment,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    assert b"Traceback" not in done.stderr
