@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from pykvm.machine import Machine as Machine
     from pykvm.outcome import Outcome as Outcome
     from pykvm.outcome import Reason as Reason
+    from pykvm.virtio.config.console import PortConfig as PortConfig
     from pykvm.virtio.config.disk import DiskConfig as DiskConfig
     from pykvm.virtio.config.net import NetConfig as NetConfig
+    from pykvm.virtio.config.share import ShareConfig as ShareConfig
+    from pykvm.virtio.config.vsock import VsockConfig as VsockConfig
 
 _HOMES = {
     "Machine": "machine",
@@ -35,6 +38,9 @@ _HOMES = {
     "MachineConfig": "config",
     "DiskConfig": "virtio.config.disk",
     "NetConfig": "virtio.config.net",
+    "PortConfig": "virtio.config.console",
+    "ShareConfig": "virtio.config.share",
+    "VsockConfig": "virtio.config.vsock",
     "Outcome": "outcome",
     "Reason": "outcome",
     "Device": "devices.base",

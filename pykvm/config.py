@@ -14,6 +14,8 @@ from pykvm.layout import GIB, KIB, MIB
 from pykvm.lean import TYPE_CHECKING, Record
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pykvm.virtio.config.console import PortConfig
     from pykvm.virtio.config.disk import DiskConfig
     from pykvm.virtio.config.net import NetConfig
@@ -30,6 +32,25 @@ CMDLINE_VIRTIO = "quiet earlycon=uart8250,io,0x3f8 console=hvc0 panic=-1"
 
 TRANSPORTS = ("pci", "mmio")
 CONSOLES = ("serial", "virtio")
+
+# What a field may be. To write what the command line takes there is an easy mistake, and the error
+# that it ends in far from it.
+_KINDS: Any = (
+    ("kernel", (str, bytes, os.PathLike), "a path, or the image itself as bytes"),
+    ("initrd", (tuple, list), "a list of paths, or of bytes"),
+    ("modules", (tuple, list), "a list of texts, 'FILE ARGUMENTS'"),
+    ("cmdline", str, "a text"),
+    ("memory", int, "a number of bytes: 256 << 20"),
+    ("cpus", int, "a number"),
+    ("cpu", str, "a text: 'host,-avx'"),
+    ("disks", (tuple, list), "a list of DiskConfig"),
+    ("nets", (tuple, list), "a list of NetConfig"),
+    ("shares", (tuple, list), "a list of ShareConfig"),
+    ("ports", (tuple, list), "a list of PortConfig"),
+    ("vsock", (tuple, type(None)), "a VsockConfig"),
+    ("balloon", (int, type(None)), "a number of bytes"),
+    ("gdb", (str, type(None)), "a text: '1234'"),
+)
 
 _UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 
@@ -83,6 +104,16 @@ class MachineConfig(Record):
     wait_gdb: bool = False  # no instruction before a gdb says so
 
     def __post_init__(self) -> None:
+        for name, kinds, wanted in _KINDS:
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                raise ConfigError(f"MachineConfig: {name}={value!r} is not {wanted}")
+        for each in (*self.disks, *self.nets, *self.shares, *self.ports):
+            if not isinstance(each, Record):
+                raise ConfigError(
+                    f"MachineConfig: {each!r} is not a DiskConfig, NetConfig, ShareConfig or "
+                    "PortConfig; make one of it"
+                )
         if self.memory < MEMORY_MIN:
             raise ConfigError(
                 f"--memory: {self.memory} bytes is less than the {MEMORY_MIN // MIB} MiB that any "

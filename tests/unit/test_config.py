@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -74,3 +76,26 @@ def test_value_that_works_on_no_host_is_refused(
 
 def test_smallest_memory_is_allowed() -> None:
     assert MachineConfig(kernel=b"\xf4", memory=MEMORY_MIN).memory == MEMORY_MIN
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"memory": "256M"}, "memory='256M' is not a number of bytes: 256 << 20"),
+        ({"memory": 1e8}, "memory=100000000.0 is not a number of bytes"),
+        ({"cpus": "2"}, "cpus='2' is not a number"),
+        ({"cmdline": b"quiet"}, "cmdline=b'quiet' is not a text"),
+        ({"initrd": "root.cpio"}, "initrd='root.cpio' is not a list of paths"),
+        ({"initrd": b"root"}, "initrd=b'root' is not a list of paths"),
+        ({"kernel": None}, "kernel=None is not a path"),
+        ({"disks": "a.img"}, "disks='a.img' is not a list of DiskConfig"),
+        ({"disks": ["a.img"]}, "'a.img' is not a DiskConfig, NetConfig"),
+        ({"vsock": "/tmp/v"}, "vsock='/tmp/v' is not a VsockConfig"),
+        ({"gdb": 1234}, "gdb=1234 is not a text: '1234'"),
+    ],
+)
+def test_what_the_command_line_would_take_is_refused_where_it_is_no_value(
+    fields: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^MachineConfig: {re.escape(complaint)}"):
+        MachineConfig(**{"kernel": "kernel", **fields})
