@@ -106,10 +106,11 @@ def add_virtio(machine: Machine, resources: ExitStack) -> dict[str, Any]:
 
 
 def add_bios(machine: Machine) -> None:
-    """The BIOS that real-mode guests call and multiboot guests know to have been there; these have
-    a test device, too."""
+    """The BIOS that real-mode guests call and multiboot guests know to have been there, and what
+    both take for granted of a display; multiboot guests have a test device, too."""
     from pykvm.boot.e820 import memory_map
     from pykvm.devices.bios import Bios
+    from pykvm.devices.crtc import Crtc
 
     services = Bios(
         machine.memory,
@@ -119,6 +120,7 @@ def add_bios(machine: Machine) -> None:
         pci=machine.pci,
     )
     machine.pio_bus.add(layout.PORT_BIOS_CALL, 4, services)
+    machine.pio_bus.add(layout.PORT_CRTC, 7, Crtc())
     if machine.entry.protocol == "multiboot":
         _add_test_device(machine)
 

@@ -20,6 +20,7 @@ Reached from the boot loaders, `machine` and `acpi`; drawn for people in docs/ar
     0x0_000e_0000 │ ACPI tables, RSDP first   │ reserved in the e820 map
     0x0_000e_f000 │ VM generation id          │ a page of its own, reserved too
     0x0_000f_0000 │ BIOS stubs (16-bit entry) │
+    0x0_000f_8000 │ MP table                  │ for kernels without ACPI
     0x0_0010_0000 ├───────────────────────────┤ the kernel, and the initrd at the top of low memory
                   │ low memory, up to 3 GiB   │
     0x0_c000_0000 ├───────────────────────────┤
@@ -67,6 +68,7 @@ ACPI_TABLES_END: Final = 0x000E_F000
 VM_GENERATION_ID: Final = 0x000E_F000  # 16 bytes in a page of its own, for they come and go
 VM_GENERATION_ID_PAGE: Final = 0x1000
 BIOS_ROM: Final = 0x000F_0000
+MP_TABLE: Final = 0x000F_8000  # its pointer first, 16-byte aligned, where a BIOS is searched
 HIGH_MEMORY: Final = 0x0010_0000  # 1 MiB
 MMIO_HOLE: Final = 0xC000_0000  # low memory ends here at the latest (3 GiB)
 MMIO_HOLE_END: Final = 0x1_0000_0000  # high memory starts here (4 GiB)
@@ -90,6 +92,7 @@ PORT_RTC: Final = 0x070  # index 0x70, data 0x71
 PORT_POST: Final = 0x080  # POST code / I/O delay
 PORT_TEST: Final = 0x0E0  # QEMU's pc-testdev, for multiboot guests: 12 ports
 PORT_DEBUG_EXIT: Final = 0x0F4  # QEMU isa-debug-exit: leave with (value << 1) | 1
+PORT_CRTC: Final = 0x3D4  # a display's cursor: index 0x3D4, data 0x3D5, status 0x3DA
 PORT_COM1: Final = 0x3F8
 PORT_PVPANIC: Final = 0x505  # QEMU docs/specs/pvpanic.rst
 PORT_FW_CFG: Final = 0x510  # QEMU docs/specs/fw_cfg.rst: selector 0x510, data 0x511

@@ -160,6 +160,10 @@ class Machine:
         acpi.place(self.memory, config.cpus, **places)
         self.generation_id.place()
         self.entry = boot.load(image.data, self.memory, spec, config.protocol)
+        if self.entry.protocol not in ("pvh", "flat"):
+            from pykvm import mptable
+
+            mptable.place(self.memory, config.cpus)
         if _calls_bios(self.entry):
             from pykvm.boot import bios
 

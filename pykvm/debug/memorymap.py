@@ -57,6 +57,7 @@ def _kind(what: str) -> str:
     for word, kind in (
         ("page tables", "tables"),
         ("ACPI", "tables"),
+        ("MP table", "tables"),
         ("GDT", "tables"),
         ("kernel", "kernel"),
         ("binary", "kernel"),

@@ -65,6 +65,34 @@ static void use_test_device(void)
     outb(TEST_LINES + LINE, 0);
 }
 
+/* As xv6 asks a PC: who else is there, and where is the cursor? */
+static void look_around(void)
+{
+    const char *pointer = NULL;
+    unsigned count = 0;
+
+    for (const char *at = (const char *)0xF0000; at < (const char *)0x100000; at += 16)
+        if (*(const uint32_t *)at == 0x5F504D5F) /* "_MP_" */
+            pointer = at;
+    check(pointer != NULL, "there is an MP table");
+    if (pointer) {
+        const uint8_t *table = (const uint8_t *)(uintptr_t) * (const uint32_t *)(pointer + 4);
+
+        for (const uint8_t *entry = table + 44; *entry == 0; entry += 20)
+            count += entry[3] & 1;
+        check(count == cpus_online, "it has the CPUs that run");
+    }
+    outw(0x3D4, 0x120E); /* the cursor's high byte */
+    outb(0x3D4, 0x0F);
+    check(inb(0x3D5) == 0, "the cursor is on the screen");
+    outb(0x3D4, 0x0E);
+    check(inb(0x3D5) == 0x12, "and stays where it is put");
+    while (!(inb(0x3DA) & 8))
+        ;
+    while (inb(0x3DA) & 8)
+        ;
+}
+
 int main(const struct multiboot_info *info)
 {
     const uint32_t *module = (const uint32_t *)(uintptr_t)info->mods_addr;
@@ -74,5 +102,6 @@ int main(const struct multiboot_info *info)
         say("environment: %s", (const char *)(uintptr_t)*module);
     start_cpus();
     use_test_device();
+    look_around();
     return failures ? 1 : (int)option((const char *)(uintptr_t)info->cmdline, "code", 0);
 }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pykvm.devices import testdev
 from pykvm.devices.base import Device
 from pykvm.devices.cmos import Cmos
+from pykvm.devices.crtc import Crtc
 from pykvm.devices.debugexit import DebugExit, ExitCode
 from pykvm.devices.fwcfg import FwCfg
 from pykvm.devices.i8042 import I8042
@@ -25,6 +26,7 @@ def ignore(*_: object) -> None:
 
 
 DEVICES: dict[str, Callable[[], Device]] = {
+    "crtc": Crtc,
     "cmos": lambda: Cmos(256 << 20, ignore, now=lambda: 1e9),
     "debugexit": lambda: DebugExit(ignore),
     "exitcode": lambda: ExitCode(ignore),
