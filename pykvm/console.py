@@ -16,6 +16,8 @@ from pykvm.errors import ConfigError
 class Console:
     """One end of the serial line. This base class is a line that leads nowhere: ``none``."""
 
+    look_again_s = 3600.0  # after so long `input_fds` is to be asked again, whatever happens
+
     def input_fds(self) -> list[int]:
         """Descriptors to poll for input now; asked again before every poll."""
         return []

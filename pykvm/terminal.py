@@ -49,6 +49,8 @@ class Terminal(Console):
         else:
             self._terminal = fd
             self.resume()
+            if self._stdin is None:
+                self.look_again_s = 1.0
 
     def resume(self) -> None:
         """Take the terminal if it is ours to change now, whatever its modes are: a shell's."""

@@ -151,7 +151,7 @@ class Watcher:
         debugger = self._machine.debugger
         for fd, events in debugger.polls() if debugger else ():
             poll.register(fd, events)
-        ready = {fd for fd, _ in poll.poll(seconds * 1000)}
+        ready = {fd for fd, _ in poll.poll(min(seconds, console.look_again_s) * 1000)}
         if debugger and not self._machine.ended:
             debugger.serve(ready)
         for fd in ready.intersection(inputs):
