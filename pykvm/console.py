@@ -85,12 +85,28 @@ def write_all(fd: int, data: bytes) -> None:
             select.select([], [fd], [])
 
 
+def create(path: str) -> int:
+    """Open `path` to write to, made or truncated. To open a FIFO would wait for ever for somebody
+    to read it: without, this is an `OSError` that says so."""
+    import errno
+
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "nobody reads this pipe", path) from None
+        raise
+    os.set_blocking(fd, True)
+    return fd
+
+
 class FileConsole(Console):
     """``file:PATH``: output is written there, created or truncated; no input."""
 
     def __init__(self, path: str) -> None:
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self._fd = create(path)
         except OSError as error:
             raise ConfigError(
                 f"--serial file:{path}: {error.strerror}; name a writable file"

@@ -67,7 +67,7 @@ def _map(
     """The file's bytes and stamp."""
     try:
         # To open a pipe that nobody writes to would wait for a writer.
-        with open(source, "rb", opener=_open_at_once) as file:
+        with open(source, "rb", opener=open_at_once) as file:
             status = os.fstat(file.fileno())
             if status.st_size == 0:  # empty, or a pipe: process substitution
                 return _read(file.fileno(), f"{option}: {os.fspath(source)}", patience), ""
@@ -78,7 +78,8 @@ def _map(
         ) from None
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
+    """An opener for `open`: a FIFO's other end need not be there."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -87,6 +87,8 @@ def host_files(spec: str) -> dict[str, Path]:
     if top.is_dir():
         files |= {f"{guest}/{path.relative_to(top)}": path for path in sorted(top.rglob("*"))}
         return files
+    if not top.is_file():
+        raise BootError(f"--add {spec}: {host} is neither a file nor a folder; copy it to a file")
     return _libraries(top) | files
 
 

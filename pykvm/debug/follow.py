@@ -11,6 +11,7 @@ import tempfile
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from pykvm.console import create
 from pykvm.debug.live import Live, shares_output
 from pykvm.debug.trace import Tracer
 from pykvm.debug.tracefile import check_name
@@ -85,7 +86,7 @@ def open_picture(path: str) -> TextIO:
     """The file that --plot names. Raises `ConfigError`."""
     check_picture(path)
     try:
-        return open(path, "w", encoding="utf-8")
+        return open(create(path), "w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"--plot: {path}: {error.strerror}; name a file that can be written"

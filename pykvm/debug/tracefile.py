@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pykvm._core import ffi, lib
+from pykvm.console import create
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -179,9 +180,8 @@ def check_name(path: str) -> None:
 
 def _create(path: str) -> int:
     check_name(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
-        return os.open(path, flags, 0o644)
+        return create(path)
     except OSError as error:
         raise ConfigError(
             f"--trace: {path}: {error.strerror}; name a file that can be written"

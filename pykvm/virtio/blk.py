@@ -238,7 +238,8 @@ class Blk(VirtioDevice):
 
 def open_file(config: DiskConfig) -> int:
     """The file or block device as `config` wants it. Raises `ConfigError` naming the remedy."""
-    flags = os.O_CLOEXEC | (os.O_RDWR if config.writes_file else os.O_RDONLY)
+    flags = os.O_CLOEXEC | os.O_NONBLOCK  # to open a FIFO would wait for its other end
+    flags |= os.O_RDWR if config.writes_file else os.O_RDONLY
     if config.cache == "none":
         flags |= os.O_DIRECT
     try:

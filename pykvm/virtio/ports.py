@@ -9,6 +9,7 @@ import contextlib
 import os
 import stat
 
+from pykvm.console import create
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING
 from pykvm.unixsocket import UnixListener
@@ -64,9 +65,8 @@ class PortFiles:
 
 
 def _create(port: PortConfig) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
-        return os.open(port.path, flags, 0o644)
+        return create(port.path)
     except OSError as error:
         raise ConfigError(
             f"--port {port.name}: {port.path}: {error.strerror}; name a file you may write to"

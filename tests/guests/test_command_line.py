@@ -74,6 +74,27 @@ def test_what_cannot_be_leaves_with_125_and_one_line(guest: Path, option: str, v
     assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--disk", "pipe,ro"),
+        ("--serial", "file:pipe"),
+        ("--port", "x=file:pipe"),
+        ("--trace", "pipe.json"),
+        ("--plot", "pipe.svg"),
+    ],
+)
+def test_a_fifo_whose_other_end_is_not_there_is_not_waited_for(
+    guest: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    value = value.replace("pipe", f"{tmp_path}/pipe")
+    for name in ("pipe", "pipe.json", "pipe.svg"):
+        os.mkfifo(tmp_path / name)
+    done = boot(guest, EXIT_7, option, value)
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert done.stderr.startswith(f"pykvm: {option}".encode())
+
+
 def started(guest: Path, code: str = SAY_AND_SPIN) -> subprocess.Popen[bytes]:
     """A running pykvm whose guest has said its first word."""
     guest.write_bytes(bytes.fromhex(code))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from pykvm.boot.files import open_at_once
 from pykvm.errors import ConfigError
 from pykvm.lean import TYPE_CHECKING, Record
 from pykvm.virtio.config.disk import DiskConfig, parse_disk
@@ -135,7 +136,7 @@ def file_system(disk: DiskConfig) -> str:
     from pykvm.virtio.config import contents
 
     try:
-        with open(disk.path, "rb") as file:
+        with open(disk.path, "rb", opener=open_at_once) as file:
             return contents.file_system(file, disk.partition, f"--disk: {disk.path}") or AUTO
     except OSError:
         return AUTO  # opening it as a disk says why

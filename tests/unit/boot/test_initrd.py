@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import subprocess
@@ -42,6 +43,12 @@ def unpack(archive: bytes, at: int = 0) -> tuple[dict[str, Member], int]:
             return members, at
         assert name not in members
         members[name] = Member(mode, links, (major, minor), archive[data : data + size])
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BootError, match=r"--add .*: .*/pipe is neither a file nor a folder"):
+        initrd.host_files(f"{tmp_path}/pipe:/x")
 
 
 def test_init_is_executable_and_first_directories_come_before_their_files() -> None:
