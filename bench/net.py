@@ -3,11 +3,15 @@
     pykvm lab -- python bench/net.py KERNEL [--wire tap|user] [--cpus N] [--rounds N] [--json FILE]
 
 All run at once and sleep, with the same kernel and initrd (pykvm's own init, busybox, iperf3), each
-on a TAP or a passt of its own; the host measures one after the other, in turn: TCP both ways, and
-how long a byte takes to the guest and back. Each is a second or less, and the better quartile
-counts: a busy machine has quiet seconds. Nobody has vhost-net, and QEMU's passts are started as
-pykvm's are. Needs root, iperf3, busybox, and passt for --wire user; where /dev/kvm runs Linux,
-`pykvm lab --` can be left out.
+on a TAP or a passt of its own; the host measures one after the other, in turn: TCP and UDP both
+ways, and how long a byte takes to the guest and back. Of UDP, what arrives counts when the sender
+sends what it can. Each is a second or less, and the better quartile counts: a busy machine has
+quiet seconds. The bars are QEMU's with vhost=off, whose frames go through a process as pykvm's do;
+where the host has vhost-net, it is shown beside them. QEMU's passts are started as pykvm's are.
+
+With a TAP, what the kernel counts meanwhile says why: how long frames are, and how many exits and
+interrupts there are for each (/sys/kernel/debug/kvm). Needs root, iperf3, busybox, and passt for
+--wire user; where /dev/kvm runs Linux, `pykvm lab --` can be left out.
 """
 
 from __future__ import annotations
@@ -51,15 +55,35 @@ MACHINES = {  # words, device
     "QEMU q35": (("-M", "q35"), "virtio-net-pci,romfile="),
     "QEMU microvm": (("-M", "microvm,rtc=on"), "virtio-net-device"),
 }
-TITLES = ("TCP to the guest, Mb/s", "TCP to the host, Mb/s", "a byte and back, ms")
+VHOST = ", vhost"
+UDP = ("-u", "-b", "0")
+TITLES: tuple[str, ...] = (
+    *("TCP to the guest, Mb/s", "TCP to the host, Mb/s"),
+    *("UDP to the guest, Mb/s", "UDP to the host, Mb/s"),
+    "a byte and back, ms",
+)
+COUNTED: tuple[str, ...] = tuple(
+    f"{title.partition(',')[0]}, {what} a frame"
+    for title in TITLES[:4]
+    for what in ("bytes", "exits", "interrupts")
+)
+DEBUGFS, INTERFACES = Path("/sys/kernel/debug"), Path("/sys/class/net")
 
 
 class Address(NamedTuple):
-    """Where the host finds a guest."""
+    """Where the host finds a guest, and its TAP, if it has one."""
 
     host: str
     iperf: int
     echo: int
+    tap: str = ""
+
+
+class Guest(NamedTuple):
+    """A machine that answers."""
+
+    address: Address
+    pid: int
 
 
 def rate(address: Address, *words: str) -> float:
@@ -86,9 +110,26 @@ def latency_ms(address: Address) -> float:
     return median(times) * 1e3
 
 
-def figures(address: Address) -> tuple[float, ...]:
-    """What is measured in a round."""
-    return rate(address), rate(address, "-R"), latency_ms(address)
+def counters(guest: Guest) -> tuple[int, ...]:
+    """Frames and bytes through the TAP, both ways together; exits and interrupts of the guest."""
+    tap = INTERFACES / guest.address.tap / "statistics"
+    (vm,) = DEBUGFS.glob(f"kvm/{guest.pid}-*")
+    both = ([tap / f"{way}_{what}" for way in ("rx", "tx")] for what in ("packets", "bytes"))
+    files = [*both, [vm / "exits"], [vm / "irq_injections"]]
+    return tuple(sum(int(file.read_text()) for file in row) for row in files)
+
+
+def figures(guest: Guest) -> tuple[float, ...]:
+    """What is measured in a round: `TITLES`, and `COUNTED` with a TAP."""
+    rates: list[float] = []
+    counted: list[float] = []
+    for words in ((), ("-R",), UDP, (*UDP, "-R")):
+        before = counters(guest) if guest.address.tap else ()
+        rates.append(rate(guest.address, *words))
+        if guest.address.tap:
+            frames, *others = (b - a for a, b in zip(before, counters(guest), strict=True))
+            counted += [other / frames for other in others]
+    return *rates, latency_ms(guest.address), *counted
 
 
 def wait_for(address: Address) -> Address:
@@ -106,13 +147,13 @@ def wait_for(address: Address) -> Address:
 
 
 @contextmanager
-def running(line: Sequence[object], fds: Sequence[int] = ()) -> Iterator[None]:
-    """A machine, while the host measures."""
+def running(line: Sequence[object], fds: Sequence[int] = ()) -> Iterator[int]:
+    """A machine, while the host measures: its process."""
     words = [str(word) for word in line]
     null = subprocess.DEVNULL
     with subprocess.Popen(words, stdin=null, stdout=null, pass_fds=fds) as process:
         try:
-            yield
+            yield process.pid
         finally:
             process.terminate()
 
@@ -139,7 +180,8 @@ def cable(wire: str, number: int, stack: ExitStack) -> tuple[str, Address]:
     """What ``--net`` is given for guest `number`, and where it will be found."""
     if wire == "user":
         iperf, echo = FORWARDED + 2 * number, FORWARDED + 2 * number + 1
-        forwards = f"hostfwd=tcp:{iperf}-:{IPERF},hostfwd=tcp:{echo}-:{ECHO}"
+        forwards = f"hostfwd=tcp:{iperf}-:{IPERF},hostfwd=udp:{iperf}-:{IPERF}"
+        forwards += f",hostfwd=tcp:{echo}-:{ECHO}"
         return f"user,{forwards}", Address("127.0.0.1", iperf, echo)
     tap, network = f"pykvmbench{number}", f"10.9.{number}"
     for line in (
@@ -149,7 +191,7 @@ def cable(wire: str, number: int, stack: ExitStack) -> tuple[str, Address]:
     ):
         subprocess.run(line.split(), check=True)
     stack.callback(subprocess.run, ["ip", "link", "del", tap], check=False)
-    return f"tap={tap},ip={network}.2/24", Address(f"{network}.2", IPERF, ECHO)
+    return f"tap={tap},ip={network}.2/24", Address(f"{network}.2", IPERF, ECHO, tap)
 
 
 def initrd(kernel: str, net: str) -> Path:
@@ -163,33 +205,34 @@ def initrd(kernel: str, net: str) -> Path:
     return archive
 
 
-def start_pykvm(args: Namespace, transport: str, number: int, stack: ExitStack) -> Address:
+def start_pykvm(args: Namespace, transport: str, number: int, stack: ExitStack) -> Guest:
     """Boot a guest of pykvm's."""
     net, address = cable(args.wire, number, stack)
     line = [os.path.join(sysconfig.get_path("scripts"), "pykvm"), "boot", args.kernel]
     line += ["--initrd", str(initrd(args.kernel, net)), "--append", CMDLINE, "--any-host"]
     line += ["-m", f"{MEMORY_MIB}M", "-c", args.cpus, "--net", net, "--transport", transport]
-    stack.enter_context(running(line))
-    return wait_for(address)
+    pid = stack.enter_context(running(line))
+    return Guest(wait_for(address), pid)
 
 
-def start_qemu(args: Namespace, name: str, number: int, stack: ExitStack) -> Address:
+def start_qemu(args: Namespace, name: str, number: int, stack: ExitStack) -> Guest:
     """Boot a guest of QEMU's, with the MTU that pykvm would tell it."""
     net, address = cable(args.wire, number, stack)
-    words, device = MACHINES[name]
+    words, device = MACHINES[name.removesuffix(VHOST)]
     line = [*QEMU, *words, "-kernel", args.kernel, "-initrd", initrd(args.kernel, net)]
     line += ["-append", CMDLINE, "-m", MEMORY_MIB, "-smp", args.cpus]
     if args.wire == "user":
         fd = stack.enter_context(passt(net)).fileno()
         line += ["-netdev", f"stream,id=n,addr.type=fd,addr.str={fd}"]
         line += ["-device", f"{device},netdev=n,host_mtu={USER_MTU}"]
-        stack.enter_context(running(line, [fd]))
+        pid = stack.enter_context(running(line, [fd]))
     else:
         tap = parse_net(net).where
-        line += ["-netdev", f"tap,id=n,ifname={tap},script=no,downscript=no,vhost=off"]
+        vhost = "on" if name.endswith(VHOST) else "off"
+        line += ["-netdev", f"tap,id=n,ifname={tap},script=no,downscript=no,vhost={vhost}"]
         line += ["-device", f"{device},netdev=n"]
-        stack.enter_context(running(line))
-    return wait_for(address)
+        pid = stack.enter_context(running(line))
+    return Guest(wait_for(address), pid)
 
 
 def times(title: str, values: list[float]) -> list[float]:
@@ -198,27 +241,36 @@ def times(title: str, values: list[float]) -> list[float]:
 
 
 def run(args: Namespace) -> tuple[dict[str, Samples], list[Bar]]:
-    """Three tables."""
+    """A table for each of `TITLES`, and of `COUNTED` with a TAP."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    titles, rivals = TITLES, list(MACHINES)
+    if args.wire == "tap":
+        titles += COUNTED
+        if not (DEBUGFS / "kvm").exists():
+            subprocess.run(["mount", "-t", "debugfs", "debugfs", str(DEBUGFS)], check=True)
+        if os.path.exists("/dev/vhost-net"):
+            rivals.append("QEMU q35" + VHOST)
     with ExitStack() as stack:
-        addresses = {
+        guests = {
             "pykvm, pci": start_pykvm(args, "pci", 0, stack),
             "pykvm, mmio": start_pykvm(args, "mmio", 1, stack),
-            **{name: start_qemu(args, name, 2 + i, stack) for i, name in enumerate(MACHINES)},
+            **{name: start_qemu(args, name, 2 + i, stack) for i, name in enumerate(rivals)},
         }
-        rivals = {name: partial(figures, address) for name, address in addresses.items()}
-        found = interleaved(rivals, args.rounds)
+        measures = {name: partial(figures, guest) for name, guest in guests.items()}
+        found = interleaved(measures, args.rounds, warm=False)
     bars = []
-    for title, samples in zip(TITLES, found, strict=True):
+    for title, samples in zip(titles, found, strict=True):
         table(title, samples, "pykvm, pci")
+        if title in COUNTED:
+            continue
         for name, rival in (("pykvm, pci", "QEMU q35"), ("pykvm, mmio", "QEMU microvm")):
             ours, theirs = (quiet(times(title, samples[key])) for key in (name, rival))
             bars.append(Bar(f"{title}: {rival}'s speed / {name}'s", ours / theirs, 1.0))
-    return dict(zip(TITLES, found, strict=True)), bars
+    return dict(zip(titles, found, strict=True)), bars
 
 
 if __name__ == "__main__":
-    parser = options("Guests' networks through TAPs or passt.", rounds=15)
+    parser = options("Guests' networks through TAPs or passt.", rounds=3)
     parser.add_argument("kernel", metavar="KERNEL", help="a bzImage")
     parser.add_argument("--wire", choices=("tap", "user"), default="tap", help="default: tap")
     parser.add_argument("--cpus", type=int, default=1, metavar="N", help="default: 1")
