@@ -9,9 +9,11 @@ sends what it can. Each is a second or less, and the better quartile counts: a b
 quiet seconds. The bars are QEMU's with vhost=off, whose frames go through a process as pykvm's do;
 where the host has vhost-net, it is shown beside them. QEMU's passts are started as pykvm's are.
 
-With a TAP, what the kernel counts meanwhile says why: how long frames are, and how many exits and
-interrupts there are for each (/sys/kernel/debug/kvm). Needs root, iperf3, busybox, and passt for
---wire user; where /dev/kvm runs Linux, `pykvm lab --` can be left out.
+With a TAP, what the kernel counts meanwhile says why: what the card takes and gives, how long
+frames are, and how many exits and interrupts there are for each (/sys/kernel/debug/kvm). Of a flood
+of UDP the card may take more than the guest, which has no time left to receive it. Needs root,
+iperf3, busybox, and passt for --wire user; where /dev/kvm runs Linux, `pykvm lab --` can be left
+out.
 """
 
 from __future__ import annotations
@@ -63,9 +65,12 @@ TITLES: tuple[str, ...] = (
     "a byte and back, ms",
 )
 COUNTED: tuple[str, ...] = tuple(
-    f"{title.partition(',')[0]}, {what} a frame"
+    f"{title.partition(',')[0]}, {what}"
     for title in TITLES[:4]
-    for what in ("bytes", "exits", "interrupts")
+    for what in (
+        "Mb/s by the card",
+        *(f"{what} a frame" for what in ("bytes", "exits", "interrupts")),
+    )
 )
 DEBUGFS, INTERFACES = Path("/sys/kernel/debug"), Path("/sys/class/net")
 
@@ -125,9 +130,11 @@ def figures(guest: Guest) -> tuple[float, ...]:
     counted: list[float] = []
     for words in ((), ("-R",), UDP, (*UDP, "-R")):
         before = counters(guest) if guest.address.tap else ()
+        started = time.perf_counter()
         rates.append(rate(guest.address, *words))
         if guest.address.tap:
             frames, *others = (b - a for a, b in zip(before, counters(guest), strict=True))
+            counted.append(others[0] * 8 / 1e6 / (time.perf_counter() - started))
             counted += [other / frames for other in others]
     return *rates, latency_ms(guest.address), *counted
 
