@@ -136,9 +136,12 @@ def boot(config: MachineConfig, args: Any, timeout: float | None) -> int:
 
 
 def _tell_of_silence(where: str) -> None:
+    # A KVM that runs no Linux emulates ring 0: iPXE unpacks itself for minutes there.
+    problem = _host_problem(linux=True, lab=False)
+    slow = f"; {problem}, and slowly: 'pykvm lab --' in front is faster" if problem else ""
     complain(
         "pykvm: the guest has not said a word yet; if it hangs, --timeout S ends it with a report; "
-        f"if it need not, check console=ttyS0 in --append{where}"
+        f"if it need not, check console=ttyS0 in --append{slow}{where}"
     )
 
 
