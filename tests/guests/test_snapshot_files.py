@@ -20,7 +20,7 @@ from snapshots import CHANGES, FILES, content
 
 from pykvm import guest_programs
 from pykvm.config import MachineConfig
-from pykvm.errors import ConfigError
+from pykvm.errors import ConfigError, HostError
 from pykvm.kvm import pack_cpuid, unpack_cpuid
 from pykvm.machine import Machine
 from pykvm.snapshot import chain, format
@@ -60,6 +60,30 @@ def test_damaged_snapshot_is_refused_or_the_same(
         except ConfigError as error:
             found = str(error)
         assert found == content(saved) or re.search(REFUSAL, str(found))
+
+
+@settings(max_examples=60, deadline=None)
+@given(CHANGES, st.booleans())
+def test_memory_that_is_damaged_is_lost_or_the_same_when_it_is_read_lazily(
+    saved: Path, change: Callable[[bytes], bytes], late: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "snap"
+        shutil.copytree(saved, copy)
+        memory = copy / format.MEMORY
+        memory.chmod(0o600)
+        damaged = change(memory.read_bytes())
+        if not late:
+            memory.write_bytes(damaged)
+        try:
+            with load(copy, lazy=True) as template, template.memory() as lazy:
+                if late:
+                    memory.write_bytes(damaged)
+                found: object = lazy.read(0, lazy.size)
+        except (ConfigError, HostError) as error:
+            found = str(error)
+        refused = f"{REFUSAL}|does not match its checksum|has become shorter"
+        assert found == content(saved)[-1] or re.search(refused, str(found))
 
 
 @pytest.mark.parametrize("name", FILES)

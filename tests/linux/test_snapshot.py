@@ -61,8 +61,8 @@ def test_a_stock_kernel_goes_on_where_it_was_saved(
     assert RESEEDED not in done.stdout
     (checksum,) = set(re.findall(rb"sum (\w+)", done.stdout))
     ups = seconds(done.stdout)
-    for clock, folder in (("stay", saved), ("step", later)):
-        words = [*pykvm, "restore", "--clock", clock, str(folder)]
+    for clock, folder, *lazy in (("stay", saved, "--lazy"), ("step", later)):
+        words = [*pykvm, "restore", "--clock", clock, *lazy, str(folder)]
         again = in_lab(words, writable=[str(tmp_path)])
         assert b"nonce" not in again.stdout
         assert b"tick 7" in again.stdout
