@@ -50,6 +50,13 @@ int pk_mem_lay(const struct pk_mem *mem, int fd, const struct pk_mem_range *rang
 /* Private memory: map all of it now. Pages get no copies of their own by that. */
 int pk_mem_prefault(const struct pk_mem *mem);
 
+/* The one checked accessor: the host address of gpa [gpa, gpa + len), or NULL when any byte of it
+ * is not guest memory. A range never straddles the hole. */
+void *pk_mem_ptr(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
+/* Give the host back the whole pages [gpa, gpa + len), which nobody needs as they are: they read as
+ * zeros then; those of private memory as the file beneath. */
+int pk_mem_discard(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
+
 /* ── lazy.c: private memory whose pages are read when they are first needed ─────────────────── */
 
 /* The memory must be a private copy (pk_mem_map) of an empty memfd of its size. */
@@ -74,13 +81,6 @@ void pk_lazy_add_vcpu(struct pk_lazy *lazy, struct pk_vcpu *vcpu);
  * and in `ret` the offset in the memory. */
 int pk_lazy_lost(const struct pk_lazy *lazy, uint64_t *ret);
 uint64_t pk_lazy_pieces(const struct pk_lazy *lazy); /* how many were read for this memory */
-
-/* The one checked accessor: the host address of gpa [gpa, gpa + len), or NULL when any byte of it
- * is not guest memory. A range never straddles the hole. */
-void *pk_mem_ptr(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
-/* Give the host back the whole pages [gpa, gpa + len), which nobody needs as they are: they read as
- * zeros then; those of private memory as the file beneath. */
-int pk_mem_discard(const struct pk_mem *mem, uint64_t gpa, uint64_t len);
 
 /* ── file.c ─────────────────────────────────────────────────────────────────────────────────── */
 

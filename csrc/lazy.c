@@ -1,15 +1,15 @@
 /* Lazy memory: what it holds is read from its source, and checked, when somebody first needs it.
  *
- *   hva        ..[copy]........[copy]..   private, as in cow.c: a page's own copy once it is
- * written cache_fd   ==[======]......[======]   a memfd: the pieces that were needed, by any
- * machine source fd  ========================   a snapshot's memory; on a disk, of another host,
- * anywhere
+ *   hva        ..[copy]........[copy]..   private, as in cow.c: a page's own copy, once written
+ *   cache_fd   ==[======]......[======]   a memfd: the pieces that were needed, by any machine
+ *   source fd  ========================   a snapshot's memory, wherever it is
  *
  *   guest, KVM, device, Python ── page that the memfd lacks ──> userfaultfd ──> this thread:
- *       read the piece from the source, compare its CRC-32, write it to the memfd, wake who waits
+ *       read the piece from the source, compare its CRC-32, put it into the memfd, wake who waits
  *
- * The pages come by the memfd, not by UFFDIO_COPY, whose pages would be copies of this memory
- * alone: forks would not share them, and they would look like written ones. Source: Linux
+ * UFFDIO_COPY goes to a shared mapping of the memfd. To the memory itself, it would give copies of
+ * its own: forks would not share them, and they would look like written pages. And a write(2) to
+ * the memfd may bring a huge page, with zeros where nothing was read yet. Source: Linux
  * Documentation/admin-guide/mm/userfaultfd.rst.
  *
  * A piece that cannot be had ends the machine: its vCPUs are kicked and never run again, and only
@@ -32,14 +32,14 @@
 #include <unistd.h>
 
 #define PAGE 4096u
-#define CLUSTER                                                                                    \
-    (64u << 10) /* of zeros, which cost no reading: as the kernel maps around a fault              \
-                 */
+/* Of zeros, which cost no reading: as much as the kernel maps around a fault. */
+#define CLUSTER (64u << 10)
 
 struct pk_lazy {
     const struct pk_mem *mem;
     struct pk_lazy_source source;
-    int fd; /* the userfaultfd */
+    uint8_t *shared; /* of the memfd, where pages are put */
+    int fd;          /* the userfaultfd */
     int stop_fd;
     pthread_t thread;
     uint8_t *piece;        /* the thread's own */
@@ -58,27 +58,45 @@ static int is_there(const struct pk_lazy *lazy, uint64_t offset)
     return lseek(lazy->source.cache_fd, (off_t)offset, SEEK_DATA) == (off_t)offset;
 }
 
-static int transfer(int fd, int is_write, uint8_t *data, uint64_t size, uint64_t offset)
+/* Let the memfd have pages, but for those that it has already: they are the same. */
+static int put(struct pk_lazy *lazy, uint64_t offset, const uint8_t *data, uint64_t size)
 {
-    struct iovec iov = {data, size};
-    return pk_file_transfer(fd, is_write, &iov, 1, (off_t)offset, 0);
+    for (uint64_t done = 0; done < size;) {
+        struct uffdio_copy copy = {
+            .dst = (uintptr_t)lazy->shared + offset + done,
+            .src = (uintptr_t)data + done,
+            .len = size - done,
+            .mode = UFFDIO_COPY_MODE_DONTWAKE,
+        };
+        if (ioctl(lazy->fd, UFFDIO_COPY, &copy) == 0)
+            return 0;
+        if (copy.copy > 0)
+            done += (uint64_t)copy.copy;
+        else if (errno == EEXIST)
+            done += PAGE;
+        else if (errno != EAGAIN)
+            return -errno;
+    }
+    return 0;
 }
 
 /* Read the piece at `start`, check it, let the memfd have it. */
 static int read_piece(struct pk_lazy *lazy, uint64_t start, uint64_t size, int64_t crc)
 {
-    int result = transfer(lazy->source.fd, 0, lazy->piece, size, start);
+    struct iovec iov = {lazy->piece, size};
+    int result = pk_file_transfer(lazy->source.fd, 0, &iov, 1, (off_t)start, 0);
     if (result < 0)
         return result;
     if (pk_crc32(lazy->piece, size) != (uint32_t)crc)
         return -EBADMSG;
     __atomic_store_n(&lazy->pieces, lazy->pieces + 1, __ATOMIC_RELAXED);
-    return transfer(lazy->source.cache_fd, 1, lazy->piece, size, start);
+    return put(lazy, start, lazy->piece, size);
 }
 
 /* Let the memfd have the page at `offset`, and others of its piece. */
 static int bring(struct pk_lazy *lazy, uint64_t offset, uint64_t start, uint64_t size)
 {
+    static const uint8_t zeros[CLUSTER];
     int64_t crc = lazy->source.crcs[start / lazy->source.piece];
 
     if (is_there(lazy, offset))
@@ -87,7 +105,7 @@ static int bring(struct pk_lazy *lazy, uint64_t offset, uint64_t start, uint64_t
         return read_piece(lazy, start, size, crc);
     start = offset - offset % CLUSTER;
     size = lazy->mem->size - start < CLUSTER ? lazy->mem->size - start : CLUSTER;
-    return fallocate(lazy->source.cache_fd, 0, (off_t)start, (off_t)size) < 0 ? -errno : 0;
+    return put(lazy, start, zeros, size);
 }
 
 /* The page at `offset` cannot be had. What the vCPUs read of it must not get anywhere. */
@@ -161,15 +179,18 @@ static int open_userfaultfd(void)
     return fd;
 }
 
-/* Begin to be told of the memory's missing pages. */
-static int listen_to(const struct pk_lazy *lazy)
+/* Begin to be told of a mapping's missing pages. */
+static int listen_to(const struct pk_lazy *lazy, uint8_t *hva)
 {
     struct uffdio_register wanted = {
-        .range = {(uintptr_t)lazy->mem->hva, lazy->mem->size},
+        .range = {(uintptr_t)hva, lazy->mem->size},
         .mode = UFFDIO_REGISTER_MODE_MISSING,
     };
+    /* Nor may huge pages be made of small ones with zeros between them. (A kernel that has none
+     * refuses.) */
+    madvise(hva, lazy->mem->size, MADV_NOHUGEPAGE);
     /* A child of fork(2) would find zeros, for its faults are not ours: let it find nothing. */
-    if (madvise(lazy->mem->hva, lazy->mem->size, MADV_DONTFORK) < 0)
+    if (madvise(hva, lazy->mem->size, MADV_DONTFORK) < 0)
         return -errno;
     return ioctl(lazy->fd, UFFDIO_REGISTER, &wanted) < 0 ? -errno : 0;
 }
@@ -184,7 +205,13 @@ static int start(struct pk_lazy *lazy)
         return lazy->fd;
     if ((lazy->stop_fd = eventfd(0, EFD_CLOEXEC)) < 0)
         return -errno;
-    int result = listen_to(lazy);
+    lazy->shared = mmap(NULL, lazy->mem->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                        lazy->source.cache_fd, 0);
+    if (lazy->shared == MAP_FAILED)
+        return -errno;
+    int result = listen_to(lazy, lazy->shared);
+    if (result == 0)
+        result = listen_to(lazy, lazy->mem->hva);
     if (result < 0)
         return result;
     sigfillset(&all); /* signals are for the main thread */
@@ -204,6 +231,8 @@ static void release(struct pk_lazy *lazy)
         close(lazy->fd);
     if (lazy->stop_fd >= 0)
         close(lazy->stop_fd);
+    if (lazy->shared != MAP_FAILED)
+        munmap(lazy->shared, lazy->mem->size);
     pthread_mutex_destroy(&lazy->lock);
     free(lazy->piece);
     free(lazy);
@@ -216,6 +245,7 @@ int pk_lazy_create(const struct pk_mem *mem, const struct pk_lazy_source *source
     if (lazy == NULL)
         return -ENOMEM;
     *lazy = (struct pk_lazy){.mem = mem, .source = *source, .fd = -1, .stop_fd = -1};
+    lazy->shared = MAP_FAILED;
     lazy->piece = malloc(source->piece);
     pthread_mutex_init(&lazy->lock, NULL);
     int result = start(lazy);
