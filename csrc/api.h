@@ -344,6 +344,8 @@ struct pk_chain {
 
 /* Check the ring's place and size, once. Returns -EINVAL, with the fault set, when it is bad. */
 int pk_virtq_start(struct pk_virtq *q);
+/* Whether the driver has made chains available that were not taken. */
+int pk_virtq_has_chains(const struct pk_virtq *q);
 /* Take the next chain: 1, 0 when there is none, -EINVAL with a fault. */
 int pk_virtq_pop(struct pk_virtq *q, struct pk_chain *ret);
 /* Undo the last pop, nothing of whose chain was used: it will be taken again. */

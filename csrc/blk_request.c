@@ -130,8 +130,15 @@ static int is_copy(const struct pk_blk *b, const struct pk_blk_request *r)
                                   write_flags(b) == 0 && pk_now_ns() >= b->waits_until_ns);
 }
 
-/* Copy, and tell of a large one at once: the driver can make its next request during the next copy.
- * When the host makes those wait that write faster than its disk does, leave the waiting to
+/* Whether a copy had better be left to io_uring's thread all the same: it is large, and others
+ * would wait behind it. Also, the driver gets their answers and makes new requests meanwhile. */
+static int is_in_the_way(struct pk_blk *b, const struct pk_blk_request *r)
+{
+    return r->len >= COPY_LARGE &&
+           (b->in_flight > 0 || pk_virtq_has_chains(&b->io.queues[r->queue].virtq));
+}
+
+/* When the host makes those wait that write faster than its disk does, leave the waiting to
  * io_uring's threads for a while: other requests are behind this one. */
 static void copy_now(struct pk_blk *b, struct pk_blk_request *r)
 {
@@ -142,6 +149,13 @@ static void copy_now(struct pk_blk *b, struct pk_blk_request *r)
     if (now - before > COPY_MAX_NS)
         b->waits_until_ns = now + WAITS_NS;
     finish_with(b, r, result);
+}
+
+/* Without io_uring. Tell of a large transfer at once: the driver can make its next request during
+ * the next one. */
+static void transfer_now(struct pk_blk *b, struct pk_blk_request *r)
+{
+    finish_with(b, r, transfer_rest(b, r, 0));
     if (r->len >= COPY_LARGE)
         pk_iothread_notify(&b->io, r->queue);
 }
@@ -242,15 +256,18 @@ static void transfer(struct pk_blk *b, struct pk_blk_request *r)
         finish_with(b, r, transfer_bounced(b, r));
         return;
     }
-    if (is_copy(b, r)) {
+    int copies = is_copy(b, r);
+    if (copies && !is_in_the_way(b, r)) {
         copy_now(b, r);
         return;
     }
     struct io_uring_sqe *sqe = next_entry(b, r, is_write ? IORING_OP_WRITEV : IORING_OP_READV);
     if (sqe == NULL) {
-        finish_with(b, r, transfer_rest(b, r, 0));
+        transfer_now(b, r);
         return;
     }
+    if (copies)
+        sqe->flags = IOSQE_ASYNC; /* else some file systems would copy while we submit */
     sqe->addr = (uint64_t)(uintptr_t)r->iov;
     sqe->len = r->iov_num;
     sqe->off = r->at;

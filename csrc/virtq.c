@@ -141,6 +141,11 @@ static uint16_t load_avail_idx(const struct pk_virtq *q)
     return __atomic_load_n(at16(q->avail, IDX), __ATOMIC_ACQUIRE);
 }
 
+int pk_virtq_has_chains(const struct pk_virtq *q)
+{
+    return load_avail_idx(q) != q->avail_idx;
+}
+
 int pk_virtq_pop(struct pk_virtq *q, struct pk_chain *ret)
 {
     if (q->fault)
@@ -215,7 +220,7 @@ int pk_virtq_ask_kicks(struct pk_virtq *q)
      * between the driver's write of avail idx and its look at avail_event (or flags)
      * (§2.7.13.4 Notifying The Device). */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    return load_avail_idx(q) != q->avail_idx;
+    return pk_virtq_has_chains(q);
 }
 
 void pk_virtq_refuse_kicks(struct pk_virtq *q)

@@ -5,11 +5,14 @@
 #include "ratelimit.h"
 
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <linux/virtio_blk.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define SECTORS 64u
@@ -85,12 +88,17 @@ static void wait_for_interrupt(void)
     CHECK_EQ(read(call_fd, &count, 8), 8);
 }
 
-static void write_header(uint32_t type, uint64_t sector)
+static void write_header_at(uint64_t gpa, uint32_t type, uint64_t sector)
 {
-    uint8_t *header = pk_mem_ptr(&memory, HEADER, 16);
+    uint8_t *header = pk_mem_ptr(&memory, gpa, 16);
     memset(header, 0, 16);
     memcpy(header, &type, 4);
     memcpy(header + 8, &sector, 8);
+}
+
+static void write_header(uint32_t type, uint64_t sector)
+{
+    write_header_at(HEADER, type, sector);
 }
 
 static uint8_t *data(void)
@@ -420,6 +428,57 @@ static void many_requests_are_all_answered(void)
     teardown();
 }
 
+/* Let whoever reads these bytes of guest memory wait until the descriptor is closed; -1: this user
+ * may not make the kernel itself wait (userfaultfd(2)). */
+static int withhold(uint64_t gpa, uint64_t len)
+{
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return -1;
+    struct uffdio_api api = {.api = UFFD_API};
+    CHECK_EQ(ioctl(fd, UFFDIO_API, &api), 0);
+    struct uffdio_register range = {
+        .range = {.start = (uintptr_t)pk_mem_ptr(&memory, gpa, len), .len = len},
+        .mode = UFFDIO_REGISTER_MODE_MISSING};
+    CHECK_EQ(ioctl(fd, UFFDIO_REGISTER, &range), 0);
+    return fd;
+}
+
+static void a_small_request_does_not_wait_behind_a_large_one(void)
+{
+    enum { LARGE = 0x40000, LEN = 0x10000 };
+    setup();
+    config.sectors = LEN / 512;
+    CHECK_EQ(ftruncate(config.fd, LEN), 0);
+    start();
+    int withheld = no_uring ? -1 : withhold(LARGE, LEN); /* without io_uring, it does wait */
+    if (withheld >= 0) {
+        write_header(VIRTIO_BLK_T_OUT, 0);
+        describe(0, HEADER, 16, NEXT, 1);
+        describe(1, LARGE, LEN, NEXT, 2);
+        describe(2, STATUS, 1, WRITE, 0);
+        write_header_at(HEADER + 16, VIRTIO_BLK_T_GET_ID, 0);
+        describe(3, HEADER + 16, 16, NEXT, 4);
+        describe(4, DATA, 20, NEXT | WRITE, 5);
+        describe(5, STATUS + 1, 1, WRITE, 0);
+        make_available(0);
+        make_available(3);
+        kick();
+        while (get16(USED + 2) == 0)
+            wait_for_interrupt();
+        CHECK_EQ(get32(USED + 4), 3);
+        CHECK(memcmp(data(), "serial", 6) == 0);
+        close(withheld);
+        while (get16(USED + 2) == 1)
+            wait_for_interrupt();
+        CHECK_EQ(get32(USED + 12), 0);
+        uint8_t byte;
+        CHECK_EQ(pread(config.fd, &byte, 1, 5 * 512), 1);
+        CHECK_EQ(byte, 0);
+    }
+    teardown();
+}
+
 static void as_many_requests_as_there_can_be_are_all_answered(void)
 {
     enum { CHAINS = PK_VIRTQ_SIZE_MAX };
@@ -621,6 +680,7 @@ int main(void)
         RUN(any_buffer_reaches_a_disk_without_page_cache);
         RUN(a_chain_without_room_for_an_answer_is_a_fault);
         RUN(many_requests_are_all_answered);
+        RUN(a_small_request_does_not_wait_behind_a_large_one);
         RUN(as_many_requests_as_there_can_be_are_all_answered);
         RUN(requests_made_before_the_start_are_served);
         RUN(a_stopped_disk_starts_again_where_it_was);
