@@ -27,7 +27,7 @@ busybox nc -l -p 9 >/dev/null
 
 CLIENT = """
 mkdir -p /tmp
-until busybox nc 10.9.0.2 5201 </dev/null >/dev/null 2>&1; do busybox usleep 200000; done
+until iperf3 -c 10.9.0.2 -t 1 >/dev/null 2>&1; do busybox usleep 200000; done
 measure() { echo "= $*"; iperf3 -c 10.9.0.2 -f k -t 3 "$@" | busybox grep receiver; }
 measure
 measure -R
