@@ -29,6 +29,7 @@
 #define PORT_EXIT     0x5f8
 #define PORT_SNAPSHOT 0x5f9
 #define WAIT_MS       15000
+#define RENEWAL_MS    10000
 #define BLOCK         4096u
 #define BLOCKS        512u /* of the disk */
 
@@ -80,16 +81,37 @@ static const char *echo(int fd)
                                 : "echoed";
 }
 
+static struct ifreq get_card(void)
+{
+    int any = socket(AF_INET, SOCK_DGRAM, 0);
+    struct ifreq card = {.ifr_name = "eth0"};
+
+    ioctl(any, SIOCGIFHWADDR, &card);
+    close(any);
+    return card;
+}
+
+/* Wait until init has renewed the card, its MAC last; a copy that keeps it waits in vain. */
+static void await_new_mac(const struct ifreq *before)
+{
+    for (int left_ms = RENEWAL_MS; left_ms > 0; left_ms -= 100) {
+        struct ifreq card = get_card();
+
+        if (memcmp(card.ifr_hwaddr.sa_data, before->ifr_hwaddr.sa_data, 6) != 0)
+            return;
+        usleep(100 * 1000);
+    }
+}
+
 /* Says what this machine is called; returns its IPv4 address. */
 static uint32_t say_who(void)
 {
     int any = socket(AF_INET, SOCK_DGRAM, 0), vsock = open("/dev/vsock", O_RDONLY);
-    struct ifreq card = {.ifr_name = "eth0"}, address = card;
+    struct ifreq card = get_card(), address = card;
     const unsigned char *mac = (const unsigned char *)card.ifr_hwaddr.sa_data;
     struct sockaddr_in *in = (struct sockaddr_in *)&address.ifr_addr;
     unsigned cid = 0;
 
-    ioctl(any, SIOCGIFHWADDR, &card);
     ioctl(any, SIOCGIFADDR, &address);
     ioctl(vsock, IOCTL_VM_SOCKETS_GET_LOCAL_CID, &cid);
     printf("mac %02x:%02x:%02x:%02x:%02x:%02x ip %s cid %u\n", mac[0], mac[1], mac[2], mac[3],
@@ -165,6 +187,7 @@ int main(int argc, char **argv)
     printf("saved: tcp %s\n", echo(tcp));
     printf("saved: vsock %s\n", echo(vsock));
 
+    struct ifreq card = get_card();
     double monotonic = now(CLOCK_MONOTONIC), real = now(CLOCK_REALTIME);
     outb(1, PORT_SNAPSHOT);
     int generation = inb(PORT_SNAPSHOT);
@@ -177,6 +200,7 @@ int main(int argc, char **argv)
     slept = now(CLOCK_MONOTONIC) - slept;
     printf("copy %d: monotonic +%.1f real +%.1f slept %.1f\n", generation, monotonic, real, slept);
 
+    await_new_mac(&card);
     if (say_who() == address) /* else the connection has lost its end */
         printf("copy: tcp %s\n", echo(tcp));
     printf("copy: vsock %s\n", echo(vsock));
