@@ -153,6 +153,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         result = yield
         _expect_no_faults(item)
         return result
+    except (KeyboardInterrupt, pytest.exit.Exception):
+        if VM in item.stash:  # its command was broken off: that is no fault of the guest's
+            del item.stash[VM]
+        raise
     finally:
         if VM in item.stash:
             item.stash[SEEN] = len(item.stash[VM].faults)

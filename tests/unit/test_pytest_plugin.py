@@ -202,6 +202,21 @@ def test_machine_that_ended_unseen_fails_the_test(session: pytest.Pytester) -> N
     result.stdout.fnmatch_lines(["the guest ended: kernel panic", "console of {*"])
 
 
+@pytest.mark.parametrize("how", ["KeyboardInterrupt", "pytest.exit('enough')"])
+def test_ctrl_c_is_no_fault_of_the_machine(session: pytest.Pytester, how: str) -> None:
+    session.makepyfile(f"""
+        import pytest
+
+        def test_it(vm):
+            vm.ending = "a command was broken off"
+            {"raise " if how == "KeyboardInterrupt" else ""}{how}
+    """)
+    result = session.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.no_fnmatch_line("*broken off*")
+    result.stderr.no_fnmatch_line("*Traceback*")
+
+
 def test_wrong_pattern_is_refused_before_a_boot(session: pytest.Pytester) -> None:
     session.makepyfile("""
         import pytest
