@@ -2,8 +2,8 @@
  * addresses.
  *
  *   /pykvm/network   from pykvm/boot/guestnetwork.py: line n is for the nth card,
- *                    ADDRESS/BITS GATEWAY DNS, each "-" when it is not known. A copy of a machine
- *                    is told anew, with the card's MAC behind it: see identity.c
+ *                    ADDRESS/BITS GATEWAY DNS MTU, each "-" when it is not known. A copy of a
+ *                    machine is told anew, with the card's MAC behind it: see identity.c
  *   ip=              on the kernel's command line goes before that, for the card it names or the
  *                    first: CLIENT:SERVER:GATEWAY:NETMASK:HOST:DEVICE:AUTOCONF:DNS0. What a kernel
  *                    with CONFIG_IP_PNP has done already is done again, and is the same. (Linux
@@ -26,6 +26,7 @@
 
 struct settings { /* network byte order; 0: not known */
     uint32_t address, mask, gateway, dns;
+    uint32_t mtu; /* in this machine's byte order */
     char device[IFNAMSIZ];
     unsigned char mac[MAC_SIZE]; /* all zeros: not known */
 };
@@ -103,6 +104,8 @@ static struct settings read_line(const char **text)
     if (skip(text, ' '))
         s.dns = address(text);
     if (skip(text, ' '))
+        s.mtu = number(text);
+    if (skip(text, ' '))
         read_mac(text, s.mac);
     while (**text && *(*text)++ != '\n')
         ;
@@ -163,7 +166,11 @@ static void configure(struct ifreq *card, const struct settings *s)
 {
     long result = 0;
 
-    if (s->address) {
+    if (s->mtu) {
+        card->ifr_mtu = (int)s->mtu;
+        result = SYS(ioctl, any_socket, SIOCSIFMTU, card);
+    }
+    if (result == 0 && s->address) {
         card->ifr_addr = inet(s->address);
         result = SYS(ioctl, any_socket, SIOCSIFADDR, card);
         card->ifr_netmask = inet(s->mask);
@@ -242,8 +249,10 @@ void set_up_network(void)
     slurp("/pykvm/network", text, sizeof(text));
     for (int next = 1; (next = next_card(next, &card));) {
         struct settings known = *line ? read_line(&line) : (struct settings){0};
-        if (asked.address && (asked.device[0] ? same(asked.device, card.ifr_name) : count == 0))
+        if (asked.address && (asked.device[0] ? same(asked.device, card.ifr_name) : count == 0)) {
+            asked.mtu = known.mtu;
             known = asked;
+        }
         count++;
         configure(&card, &known);
         dns = dns ? dns : known.dns;

@@ -7,6 +7,7 @@ init asks for it by the firmware configuration device. The other end is guests/i
 from __future__ import annotations
 
 from pykvm.lean import TYPE_CHECKING
+from pykvm.virtio.config.net import USER_MTU
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +21,12 @@ NONE: Final = "-"
 
 
 def settings(nets: Sequence[NetConfig], macs: Sequence[bytes] = ()) -> bytes:
-    """``ADDRESS/BITS GATEWAY DNS [MAC]``, each of the first three `NONE` when it is not known."""
+    """``ADDRESS/BITS GATEWAY DNS MTU [MAC]``, each of the first four `NONE` when it is not known;
+    an MTU that the card itself tells is left to the driver."""
     lines = []
     for number, net in enumerate(nets):
-        words = [NONE if word is None else str(word) for word in net.settings]
+        mtu = USER_MTU if net.kind == "user" and net.mtu is None else None
+        words = [NONE if word is None else str(word) for word in (*net.settings, mtu)]
         words += [mac.hex(":") for mac in macs[number : number + 1]]
         lines.append(" ".join(words) + "\n")
     return "".join(lines).encode()

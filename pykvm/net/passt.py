@@ -56,7 +56,7 @@ def start_passt(config: NetConfig) -> Wire:
         lib.PK_NET_STREAM,
         [ours.fileno()],
         name="user",
-        mtu=config.mtu or USER_MTU,
+        mtu=config.mtu,
         knows_connections=True,
         resources=resources,
     )

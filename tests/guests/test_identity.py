@@ -86,7 +86,7 @@ def test_a_copys_init_is_told_by_the_firmware_configuration(vm: Machine, tmp_pat
         text = bytes(fw_cfg.read(1, 1) for _ in range(size)).decode()
         assert fw_cfg.read(1, 1) == 0
         mac = identity(copy)[0].hex(":")
-    assert text == f"10.0.0.3/24 10.0.0.1 - {mac}\n- - - {CHOSEN}\n"
+    assert text == f"10.0.0.3/24 10.0.0.1 - - {mac}\n- - - - {CHOSEN}\n"
 
 
 def test_an_address_that_is_chosen_anew_is_the_copys(vm: Machine, tmp_path: Path) -> None:

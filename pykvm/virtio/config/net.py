@@ -28,7 +28,9 @@ PATH_MAX: Final = 107  # of a unix socket: sun_path
 USER_ADDRESS: Final = "10.0.2.15/24"
 USER_GATEWAY: Final = 2  # the second address of that network,
 USER_DNS: Final = 3  # and the third
-USER_MTU: Final = 65520  # passt takes long frames, which makes up for segments
+# passt takes long frames, which makes up for segments. Init sets it, and DHCP tells it; the card
+# does not: iPXE makes each of its buffers as long as the card says, and has no room for them.
+USER_MTU: Final = 65520
 
 
 class Forward(Record):

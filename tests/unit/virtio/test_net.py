@@ -138,8 +138,8 @@ def test_limits_in_c_and_here_are_the_same() -> None:
 
 def test_init_is_told_a_line_a_card() -> None:
     nets = [NetConfig("tap", "t", address=ADDRESS), NetConfig("tap", "u"), NetConfig("user")]
-    assert settings(nets) == b"10.0.0.2/24 - -\n- - -\n10.0.2.15/24 10.0.2.2 10.0.2.3\n"
-    assert settings(nets[1:2], [b"\2RK\0\xab\1"]) == b"- - - 02:52:4b:00:ab:01\n"
+    assert settings(nets) == b"10.0.0.2/24 - - -\n- - - -\n10.0.2.15/24 10.0.2.2 10.0.2.3 65520\n"
+    assert settings(nets[1:2], [b"\2RK\0\xab\1"]) == b"- - - - 02:52:4b:00:ab:01\n"
 
 
 def test_passt_is_told_what_the_guest_is_told() -> None:
